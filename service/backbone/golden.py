@@ -1,0 +1,46 @@
+"""Texts that every engine must score as its checkpoint recorded them.
+
+They are part of the contract between a checkpoint and the engine that serves it: `metareward embed` embeds them with
+the data, `metareward train` records their base rewards in the manifest, and a server compares at start.
+Changing a text is a change of format: checkpoints made before fail their check, as they should.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Final
+
+Message = dict[str, str]
+
+GOLDEN_TEXTS: Final[tuple[tuple[tuple[Message, ...], str], ...]] = (
+    (({"role": "user", "content": "Tell me something about tides."},), "Tides follow the moon."),
+    (
+        ({"role": "user", "content": "How do I keep basil alive indoors?"},),
+        "Give it six hours of light a day, water when the top of the soil is dry, and pinch off the flowers:\n"
+        "1. a south window,\n2. a pot with a hole,\n3. harvest from the top.",
+    ),
+    (
+        (
+            {"role": "user", "content": "What is a monad?"},
+            {"role": "assistant", "content": "A way to chain computations that carry a context."},
+            {"role": "user", "content": "Shorter, please."},
+        ),
+        "Chained context.",
+    ),
+    (
+        ({"role": "user", "content": "¿Cómo se dice “sunrise” en español? 🌅"},),
+        "«Amanecer» or «salida del sol» — I think the first is nicer, though it may depend on the region.",
+    ),
+    (({"role": "user", "content": "List the primes below 30."},), "2, 3, 5, 7, 11, 13, 17, 19, 23, 29"),
+    (
+        ({"role": "user", "content": "I failed my driving test again."},),
+        "I'm so sorry, that is really disheartening! Many people need several tries, and each one taught you where "
+        "you hesitate. Shall we go through what happened, step by step, so that the next attempt feels easier? " * 3,
+    ),
+)
+
+
+def golden_texts_id() -> str:
+    """SHA-256 (hex) of the golden texts: a checkpoint recorded with other texts cannot be compared."""
+    return hashlib.sha256(json.dumps(GOLDEN_TEXTS, ensure_ascii=False).encode()).hexdigest()
