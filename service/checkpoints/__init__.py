@@ -1,0 +1,6 @@
+"""Checkpoints: base reward heads, start and provenance, strict on reading."""
+
+from service.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_manifest
+from service.checkpoints.manifest import BackboneIdentity, Golden, Manifest
+
+__all__ = ["BackboneIdentity", "Checkpoint", "Golden", "Manifest", "load_checkpoint", "read_manifest"]

@@ -1,0 +1,161 @@
+"""What a solve takes and gives: the evidence of one user, the start of a recipe, the state of a user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """A user's preference pairs as the solver sees them.
+
+    Attributes:
+        diffs_PK: Base-reward differences, chosen minus rejected, [P, K].
+        strengths_P: Positive weights of the pairs' log-likelihoods, [P]; 1 is one plain choice.
+    """
+
+    diffs_PK: FloatArray
+    strengths_P: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.diffs_PK.ndim != 2 or self.strengths_P.shape != (len(self.diffs_PK),):
+            raise ValueError(
+                f"expected diffs [P, K] and strengths [P], got {self.diffs_PK.shape} and {self.strengths_P.shape}"
+            )
+        if not (np.isfinite(self.diffs_PK).all() and np.isfinite(self.strengths_P).all()):
+            raise ValueError("support holds numbers that are not finite")
+        if (self.strengths_P <= 0).any():
+            raise ValueError("strengths must be positive")
+
+    def __len__(self) -> int:
+        return len(self.diffs_PK)
+
+    @classmethod
+    def of(cls, diffs_PK: npt.ArrayLike, strengths_P: npt.ArrayLike | None = None) -> Support:
+        """Support from anything array-like; every strength is 1 where none is given."""
+        diffs = np.asarray(diffs_PK, dtype=np.float64)
+        strengths = np.ones(len(diffs)) if strengths_P is None else np.asarray(strengths_P, dtype=np.float64)
+        return cls(diffs, strengths)
+
+    @classmethod
+    def empty(cls, heads: int) -> Support:
+        """No evidence, for K = `heads`."""
+        return cls(np.zeros((0, heads)), np.zeros(0))
+
+    def canonical(self) -> Support:
+        """The same pairs in an order that depends on their values alone.
+
+        Floating-point sums depend on the order of their terms; sorting first makes a solve a function of the *set*.
+        """
+        if len(self) < 2:
+            return self
+        order = np.lexsort((self.strengths_P, *self.diffs_PK.T))
+        return Support(self.diffs_PK[order], self.strengths_P[order])
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianStart:
+    """Start of the MAP recipe: a Gaussian prior over weights and one temperature.
+
+    The solver works with weights v whose logits are ``diff . v``; effective weights are ``w = v / temperature``,
+    so that rewards are calibrated Bradley-Terry log-odds.
+
+    Attributes:
+        mean_K: Prior mean of v, [K].
+        precision_KK: Prior precision of v, [K, K], symmetric positive definite.
+        temperature: Divides the logits; above 1 makes predictions less confident.
+    """
+
+    mean_K: FloatArray
+    precision_KK: FloatArray
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        heads = len(self.mean_K)
+        if self.mean_K.shape != (heads,) or self.precision_KK.shape != (heads, heads):
+            raise ValueError(
+                f"expected mean [K] and precision [K, K], got {self.mean_K.shape} and {self.precision_KK.shape}"
+            )
+        if not (np.isfinite(self.mean_K).all() and np.isfinite(self.precision_KK).all()):
+            raise ValueError("the prior holds numbers that are not finite")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError("temperature must be positive")
+        if not np.allclose(self.precision_KK, self.precision_KK.T, rtol=1e-9, atol=0.0):
+            raise ValueError("the prior precision is not symmetric")
+        try:
+            np.linalg.cholesky(self.precision_KK)
+        except np.linalg.LinAlgError:
+            raise ValueError("the prior precision is not positive definite") from None
+
+    @property
+    def heads(self) -> int:
+        """K."""
+        return len(self.mean_K)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxStart:
+    """Start of the published recipe (arXiv 2601.18731): weight logits and an Adam inner loop.
+
+    Attributes:
+        logits_K: Meta-learned weight logits, [K]; effective weights are their softmax.
+        inner_lr: Learning rate of the inner loop.
+        inner_steps: Adam steps from the logits on the mean Bradley-Terry loss of the support.
+    """
+
+    logits_K: FloatArray
+    inner_lr: float
+    inner_steps: int
+
+    def __post_init__(self) -> None:
+        if self.logits_K.ndim != 1 or not np.isfinite(self.logits_K).all():
+            raise ValueError("logits must be a vector of finite numbers")
+        if not (np.isfinite(self.inner_lr) and self.inner_lr > 0) or self.inner_steps < 0:
+            raise ValueError("inner_lr must be positive and inner_steps not negative")
+
+    @property
+    def heads(self) -> int:
+        """K."""
+        return len(self.logits_K)
+
+
+Start = GaussianStart | SoftmaxStart
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """The result of a solve: all that a user is.
+
+    Attributes:
+        weights_K: Effective weights, [K]: reward = base_rewards . weights.
+        factor: Lower Cholesky factor of the posterior covariance of the effective weights, packed by rows,
+            [K (K + 1) / 2]; None where the recipe has no posterior.
+    """
+
+    weights_K: FloatArray
+    factor: FloatArray | None = None
+
+
+def pack_factor(lower_KK: npt.NDArray[Any]) -> FloatArray:
+    """The lower triangle of [K, K] by rows, [K (K + 1) / 2]."""
+    return np.asarray(lower_KK[np.tril_indices(len(lower_KK))], dtype=np.float64)
+
+
+def unpack_factor(packed: FloatArray) -> FloatArray:
+    """The inverse of `pack_factor`: a lower-triangular [K, K].
+
+    Raises:
+        ValueError: The length is no triangular number.
+    """
+    heads = (int(np.sqrt(8 * len(packed) + 1)) - 1) // 2
+    if heads * (heads + 1) // 2 != len(packed):
+        raise ValueError(f"a packed factor cannot have {len(packed)} numbers")
+    lower_KK = np.zeros((heads, heads))
+    lower_KK[np.tril_indices(heads)] = packed
+    return lower_KK
