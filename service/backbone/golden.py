@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Final
 
-Message = dict[str, str]
+from service.backbone.protocol import Message, Renderer
 
 GOLDEN_TEXTS: Final[tuple[tuple[tuple[Message, ...], str], ...]] = (
     (({"role": "user", "content": "Tell me something about tides."},), "Tides follow the moon."),
@@ -44,3 +44,8 @@ GOLDEN_TEXTS: Final[tuple[tuple[tuple[Message, ...], str], ...]] = (
 def golden_texts_id() -> str:
     """SHA-256 (hex) of the golden texts: a checkpoint recorded with other texts cannot be compared."""
     return hashlib.sha256(json.dumps(GOLDEN_TEXTS, ensure_ascii=False).encode()).hexdigest()
+
+
+def golden_token_ids(renderer: Renderer) -> list[tuple[int, ...]]:
+    """The golden texts as this backbone reads them, in order; shortened where its limit asks for it."""
+    return [renderer.tokenise(messages, completion, truncate=True).token_ids for messages, completion in GOLDEN_TEXTS]

@@ -1,0 +1,144 @@
+"""What every backbone offers: text to token ids (`Renderer`), token ids to hidden states (`Backbone`).
+
+The two halves are apart because an API replica whose engine is remote renders and tokenises without torch, while a
+worker that is sent token ids never renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    import torch
+
+BackboneKind = Literal["minilm", "huggingface"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Message(TypedDict):
+    """One turn of a prompt. `role` is ``system``, ``user`` or ``assistant``; validated by the operations."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """One rendered (prompt, completion) as the backbone reads it.
+
+    Attributes:
+        token_ids: Everything that the backbone reads, special tokens included; at least one.
+        truncated: Whether something of the caller's text was left out to fit `Renderer.max_tokens`.
+    """
+
+    token_ids: tuple[int, ...]
+    truncated: bool
+
+
+class UnrenderableText(ValueError):
+    """This text cannot become token ids; the operations turn it into `errors.InvalidInput` with its field.
+
+    The message says what is wrong and how to mend it, and never echoes the text.
+    """
+
+
+class TextTooLong(UnrenderableText):
+    """The text has more tokens than the backbone reads, and truncation was not asked for."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(tokens, limit)
+        self.tokens = tokens
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"has {self.tokens} tokens where the backbone reads at most {self.limit}; "
+            "shorten it or set truncate to true"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """What a backbone is, for `/info` and for a checkpoint's manifest.
+
+    Attributes:
+        id: The name it was loaded by: ``minilm``, a hub id, or a path.
+        kind: Which implementation reads it.
+        fingerprint: SHA-256 (hex) of what determines its hidden states; the same for every dtype, device and path.
+        template_id: Short hash of how a text becomes token ids; part of every text_key.
+        hidden_size: D, the numbers in a hidden state.
+        max_tokens: The longest text, in tokens, that it reads.
+        dtype: ``float32`` or ``bfloat16``, as it computes. Hidden states are returned in float32 in either case.
+        device: Where it computes: ``cpu`` or ``cuda``.
+        pooling: How token states become one hidden state, in words.
+        model_type: The architecture's name in Hugging Face's words: ``llama``, ``qwen3``, ``bert``.
+    """
+
+    id: str
+    kind: BackboneKind
+    fingerprint: str
+    template_id: str
+    hidden_size: int
+    max_tokens: int
+    dtype: Dtype
+    device: str
+    pooling: str
+    model_type: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+class Renderer(Protocol):
+    """Text to token ids. Needs no torch, and any number of threads may call it at once."""
+
+    @property
+    def template_id(self) -> str:
+        """Short hash of how a text becomes token ids."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, in tokens."""
+
+    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+        """Render prompt and completion and tokenise them.
+
+        Args:
+            messages: The prompt, oldest turn first; at least one. Roles are validated by the caller.
+            completion: The assistant's answer to be scored.
+            truncate: Whether a text of more than `max_tokens` tokens is shortened (from the start of the prompt
+                first) or refused.
+
+        Raises:
+            TextTooLong: More than `max_tokens` tokens and not `truncate`.
+            UnrenderableText: The template refuses these messages (no system role, say), or the text is not Unicode.
+        """
+
+
+class Backbone(Protocol):
+    """Token ids to hidden states. Not thread-safe: one thread owns it (the worker's, or a command's main thread)."""
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What it is."""
+
+    @property
+    def renderer(self) -> Renderer:
+        """How its texts become token ids."""
+
+    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Hidden states of a batch of texts, each equal to its own alone within the dtype's tolerance.
+
+        Args:
+            batch: B >= 1 texts as token ids, each of 1 to `spec.max_tokens` ids, in any order and of any lengths.
+                How they are sorted, padded or packed is the backbone's own business.
+
+        Returns:
+            [B, D] float32 in the order of `batch`, on the backbone's device, without gradients.
+
+        Raises:
+            ValueError: An empty batch or text, or a text longer than `spec.max_tokens`.
+        """
