@@ -1,0 +1,165 @@
+"""Hot copies inside one process. Used from one event loop thread only, so nothing here locks.
+
+Times are `time.monotonic()` readings that the caller passes in.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from service.store.records import StoredUser, Vector
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class LruCache(Generic[K, V]):
+    """A dictionary of at most `max_entries`; the least recently used entry makes room."""
+
+    __slots__ = ("_entries", "_max_entries")
+
+    def __init__(self, max_entries: int) -> None:
+        if max_entries < 1:
+            raise ValueError("max_entries must be at least 1")
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._max_entries = max_entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """The value, which is now the most recently used, or None."""
+        value = self._entries.get(key)
+        if value is not None:
+            self._entries.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Store `value` as the most recently used."""
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+    def drop(self, key: K) -> None:
+        """Remove the entry if there is one."""
+        self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._entries.clear()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedUser:
+    """A user as known at `fetched_at`; None for a user known to be absent."""
+
+    user: StoredUser | None
+    fetched_at: float
+
+
+class UserCache:
+    """Users by (tenant, user). An entry never goes back to an earlier incarnation or version."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, max_entries: int) -> None:
+        self._entries: LruCache[tuple[str, str], CachedUser] = LruCache(max_entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get_fresh(self, key: tuple[str, str], now: float, ttl_s: float = 1.0) -> CachedUser | None:
+        """The entry if it was fetched within `ttl_s`; it may say that the user is absent."""
+        entry = self._entries.get(key)
+        return entry if entry is not None and now - entry.fetched_at <= ttl_s else None
+
+    def get_stale(self, key: tuple[str, str], now: float, stale_limit_s: float) -> CachedUser | None:
+        """The entry of a present user fetched within `stale_limit_s`, for when the database does not answer.
+
+        Old knowledge that a user is absent is not returned: it would be a silent cold start.
+        """
+        entry = self.get_fresh(key, now, stale_limit_s)
+        return entry if entry is not None and entry.user is not None else None
+
+    def publish(self, user: StoredUser, fetched_at: float) -> None:
+        """Store `user`, read or committed at `fetched_at`, unless the entry is newer.
+
+        For a read, pass the time at which it *began*: what was committed and published since then is newer.
+        """
+        key = (user.tenant_id, user.user_id)
+        entry = self._entries.get(key)
+        if entry is not None:
+            if entry.user is None:
+                if entry.fetched_at > fetched_at:
+                    return
+            elif (entry.user.incarnation, entry.user.version) > (user.incarnation, user.version):
+                return
+            else:
+                fetched_at = max(fetched_at, entry.fetched_at)
+        self._entries.put(key, CachedUser(user, fetched_at))
+
+    def publish_absent(self, tenant_id: str, user_id: str, fetched_at: float) -> None:
+        """Store that there was no such user at `fetched_at` (a read that began then, or an erase)."""
+        key = (tenant_id, user_id)
+        entry = self._entries.get(key)
+        if entry is None or entry.fetched_at <= fetched_at:
+            self._entries.put(key, CachedUser(None, fetched_at))
+
+    def forget(self, tenant_id: str, user_id: str) -> None:
+        """Know nothing of the user any more."""
+        self._entries.drop((tenant_id, user_id))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedBaseRewards:
+    """The base rewards [K] of one text, its length in tokens, and whether it was cut to fit."""
+
+    base_rewards_K: Vector
+    tokens: int
+    truncated: bool
+
+
+class BaseRewardCache:
+    """Base rewards by content key (32 bytes), bounded in number and age. Holds no text and no user.
+
+    Attributes:
+        hits: Lookups that found an entry.
+        misses: Lookups that did not.
+    """
+
+    __slots__ = ("_entries", "_max_age_s", "hits", "misses")
+
+    def __init__(self, max_entries: int, max_age_s: float) -> None:
+        self._entries: LruCache[bytes, tuple[float, CachedBaseRewards]] = LruCache(max_entries)
+        self._max_age_s = max_age_s
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: bytes, now: float) -> CachedBaseRewards | None:
+        """The entry, unless there is none or it is too old."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self.misses += 1
+            return None
+        stored_at, rewards = entry
+        if now - stored_at > self._max_age_s:
+            self._entries.drop(key)
+            self.misses += 1
+            return None
+        self.hits += 1
+        return rewards
+
+    def put(self, key: bytes, rewards: CachedBaseRewards, now: float) -> None:
+        """Store an entry whose age counts from `now`."""
+        self._entries.put(key, (now, rewards))
+
+    def clear(self) -> None:
+        """Remove every entry."""
+        self._entries.clear()

@@ -1,0 +1,69 @@
+"""What a database failure means: which are worth a retry, which are the dependency's, which are ours.
+
+No SQLAlchemy exception leaves the store, and no message of ours carries the URL or a value.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from service.errors import ConfigurationError, MetarewardError, Unavailable
+
+RETRY_AFTER_S = 1.0
+
+_SERIALISATION_FAILURE = "40001"
+_DEADLOCK = "40P01"
+_UNDEFINED_TABLE = "42P01"
+_UNDEFINED_COLUMN = "42703"
+_TIMED_OUT = frozenset({"57014", "55P03", "25P03"})  # statement, lock, idle in transaction
+_OURS = frozenset({"22", "23", "26", "42", "0A"})  # classes of faults in the statement, not in the server
+
+
+def is_contention(error: SQLAlchemyError) -> bool:
+    """Whether the transaction lost to another one, left no trace, and may simply run again."""
+    if not isinstance(error, DBAPIError):
+        return False
+    original = error.orig
+    if isinstance(original, sqlite3.OperationalError):
+        # The low byte is the primary code: BUSY has several extended forms.
+        return (original.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(original, "sqlstate", None) in (_SERIALISATION_FAILURE, _DEADLOCK)
+
+
+def meaning(error: SQLAlchemyError) -> MetarewardError:
+    """The project's error for a failure of the database or its driver."""
+    if isinstance(error, PoolTimeout):
+        return Unavailable("database: every connection is in use", RETRY_AFTER_S)
+    if not isinstance(error, DBAPIError):
+        return MetarewardError(f"database: {type(error).__name__}")
+    if is_contention(error):
+        return Unavailable("database: too many writers at once", RETRY_AFTER_S)
+    original = error.orig
+    if _schema_is_missing(original):
+        return ConfigurationError("the database lacks tables or columns of this version: run `metareward db upgrade`")
+    sqlstate = getattr(original, "sqlstate", None)
+    if sqlstate in _TIMED_OUT:
+        return Unavailable("database: no answer within the time limit", RETRY_AFTER_S)
+    if (sqlstate or "")[:2] in _OURS or isinstance(original, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+        return MetarewardError(f"database: {type(original).__name__}")
+    return Unavailable("database: not reachable", RETRY_AFTER_S)
+
+
+def _schema_is_missing(original: BaseException | None) -> bool:
+    if isinstance(original, sqlite3.OperationalError):
+        return str(original).startswith(("no such table", "no such column"))
+    return getattr(original, "sqlstate", None) in (_UNDEFINED_TABLE, _UNDEFINED_COLUMN)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the project's errors for those of SQLAlchemy inside the block; the original stays as the cause."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise meaning(error) from error

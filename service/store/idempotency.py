@@ -1,0 +1,62 @@
+"""Answers kept under the caller's key, so that a request sent again is answered, not done, again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, insert, select
+
+from service.errors import InvalidInput
+from service.store.records import AdaptOutcome, Idempotency
+from service.store.tables import IdempotencyRow
+
+
+def kept_answer(
+    connection: Connection, incarnation: int, idempotency: Idempotency, now: datetime
+) -> AdaptOutcome | None:
+    """The answer kept under this key; the user's expired ones are deleted on the way.
+
+    Raises:
+        InvalidInput: The key was used with another body.
+    """
+    connection.execute(
+        delete(IdempotencyRow).where(IdempotencyRow.incarnation == incarnation, IdempotencyRow.expires_at <= now)
+    )
+    row = connection.execute(
+        select(IdempotencyRow.body_hash, IdempotencyRow.answer).where(
+            IdempotencyRow.incarnation == incarnation, IdempotencyRow.key == idempotency.key
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.body_hash != idempotency.body_hash:
+        raise InvalidInput.single(
+            "Idempotency-Key", "this key was used with another body: send a new key with a new request"
+        )
+    return AdaptOutcome.from_json(row.answer).as_replay()
+
+
+def keep_answer(
+    connection: Connection,
+    tenant_id: str,
+    incarnation: int,
+    idempotency: Idempotency,
+    outcome: AdaptOutcome,
+    expires_at: datetime,
+) -> None:
+    """Keep `outcome` under the key until `expires_at`."""
+    connection.execute(
+        insert(IdempotencyRow).values(
+            incarnation=incarnation,
+            key=idempotency.key,
+            tenant_id=tenant_id,
+            body_hash=idempotency.body_hash,
+            answer=outcome.to_json(),
+            expires_at=expires_at,
+        )
+    )
+
+
+def purge_expired(connection: Connection, now: datetime) -> int:
+    """Delete the expired answers of all users, and return how many they were."""
+    return connection.execute(delete(IdempotencyRow).where(IdempotencyRow.expires_at <= now)).rowcount

@@ -1,0 +1,101 @@
+"""A user's pairs: which are new, which contradict, and which the solve sees.
+
+Pairs are a set keyed by their id. Under other heads the same pair is another row, so that going back to an
+earlier checkpoint finds its differences unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from service.errors import FieldIssue, InvalidInput
+from service.store.records import NewPair, StoredPair
+from service.store.tables import PairRow
+from service.store.vectors import from_bytes, to_bytes
+
+# Both databases limit the parameters of one statement; the smallest such limit is SQLite's old 999.
+_IDS_PER_STATEMENT = 900
+
+
+def forget_pairs(connection: Connection, incarnation: int) -> None:
+    """Delete all pairs of the user."""
+    connection.execute(delete(PairRow).where(PairRow.incarnation == incarnation))
+
+
+def store_pairs(
+    connection: Connection,
+    tenant_id: str,
+    incarnation: int,
+    pairs: Sequence[NewPair],
+    heads_id: str,
+    event_time: datetime,
+) -> int:
+    """Store those of `pairs` that are not stored yet, and return how many they were.
+
+    Raises:
+        InvalidInput: Ids that already stand for other content, here or in the store: every one of them.
+    """
+    known: dict[str, bytes] = {}
+    here: set[str] = set()
+    ids = list(dict.fromkeys(pair.pair_id for pair in pairs))
+    for start in range(0, len(ids), _IDS_PER_STATEMENT):
+        for pair_id, content_key, stored_heads_id in connection.execute(
+            select(PairRow.pair_id, PairRow.content_key, PairRow.heads_id).where(
+                PairRow.incarnation == incarnation,
+                PairRow.pair_id.in_(ids[start : start + _IDS_PER_STATEMENT]),
+            )
+        ):
+            known[pair_id] = content_key
+            if stored_heads_id == heads_id:
+                here.add(pair_id)
+
+    issues: list[FieldIssue] = []
+    rows = []
+    for i, pair in enumerate(pairs):
+        if known.setdefault(pair.pair_id, pair.content_key) != pair.content_key:
+            issues.append(
+                FieldIssue(f"pairs[{i}].id", "this id already stands for another pair: give each pair its own id")
+            )
+        elif pair.pair_id not in here:
+            here.add(pair.pair_id)
+            rows.append(
+                {
+                    "incarnation": incarnation,
+                    "pair_id": pair.pair_id,
+                    "heads_id": heads_id,
+                    "tenant_id": tenant_id,
+                    "content_key": pair.content_key,
+                    "diff": to_bytes(pair.diff_K),
+                    "strength": pair.strength,
+                    "event_time": event_time,
+                }
+            )
+    if issues:
+        raise InvalidInput(issues)
+    if rows:
+        connection.execute(insert(PairRow), rows)
+    return len(rows)
+
+
+def support_set(connection: Connection, incarnation: int, heads_id: str, limit: int) -> list[StoredPair]:
+    """The newest `limit` pairs under `heads_id`, newest first; of one time, those with the greatest ids."""
+    rows = connection.execute(
+        select(PairRow.pair_id, PairRow.content_key, PairRow.diff, PairRow.strength, PairRow.event_time)
+        .where(PairRow.incarnation == incarnation, PairRow.heads_id == heads_id)
+        .order_by(PairRow.event_time.desc(), PairRow.pair_id.desc())
+        .limit(limit)
+    )
+    return [
+        StoredPair(pair_id, content_key, from_bytes(diff), strength, event_time, heads_id)
+        for pair_id, content_key, diff, strength, event_time in rows
+    ]
+
+
+def count_pairs(connection: Connection, incarnation: int, heads_id: str) -> int:
+    """How many pairs the user has under `heads_id`."""
+    return connection.execute(
+        select(func.count()).where(PairRow.incarnation == incarnation, PairRow.heads_id == heads_id)
+    ).scalar_one()
