@@ -1,0 +1,206 @@
+"""Any causal decoder in Hugging Face's format: a hub id, a local directory, or a local `.gguf` file.
+
+A `*ForSequenceClassification` reward model is read through its base model, without its head. The head's own pooling
+takes the last token that is not the pad id, which for a text that ends in that id is another token than the last;
+here the last hidden state (after the final norm) is indexed at each text's own last token.
+Weights come from safetensors only (or GGUF), and no code of a model's repository runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from service.backbone.batches import check_batch, padded_groups
+from service.backbone.fingerprint import fingerprint_gguf, fingerprint_safetensors
+from service.backbone.protocol import BackboneSpec, Dtype
+from service.backbone.templates import ChatTemplateRenderer
+from service.errors import BackboneError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+DEFAULT_MAX_TOKENS: Final = 4096
+_POOLING: Final = "last token of the rendered text, after the final norm"
+_MAX_PADDED_TOKENS: Final = 8192
+_MAX_PADDING: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model is read from, in `from_pretrained`'s words."""
+
+    name: str
+    location: str
+    gguf_file: str | None
+
+    @classmethod
+    def of(cls, name: str) -> ModelSource:
+        """Tell a `.gguf` file, a directory and a hub id apart."""
+        path = Path(name).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(name, str(path.parent), path.name)
+        return cls(name, str(path) if path.is_dir() else name, None)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that every `from_pretrained` of this project is called with."""
+        arguments: dict[str, Any] = {"trust_remote_code": False}
+        if self.gguf_file is not None:
+            arguments["gguf_file"] = self.gguf_file
+        return arguments
+
+
+def load_chat_renderer(source: ModelSource, max_tokens: int | None) -> ChatTemplateRenderer:
+    """The model's tokenizer and chat template, without its weights.
+
+    Args:
+        source: The model.
+        max_tokens: The longest text to read; None for 4096. The model's own limit holds in either case.
+
+    Raises:
+        BackboneError: Not found, or no chat template.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _explained(source):
+        config = AutoConfig.from_pretrained(source.location, **source.arguments())
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
+    limit = min(max_tokens or DEFAULT_MAX_TOKENS, _positions(config))
+    return ChatTemplateRenderer(tokenizer, limit, source.name)
+
+
+class HuggingFaceBackbone:
+    """A decoder's last hidden states; see `service.backbone.protocol.Backbone`."""
+
+    def __init__(self, name: str, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
+        """Load it.
+
+        Raises:
+            BackboneError: Not found, no safetensors, no chat template, weights missing, or not a decoder.
+        """
+        import torch
+
+        source = ModelSource.of(name)
+        self.renderer = load_chat_renderer(source, max_tokens)
+        self._device = device
+        self._model = _load_decoder(source, device, getattr(torch, dtype))
+        config = self._model.config
+        self.spec = BackboneSpec(
+            id=name,
+            kind="huggingface",
+            fingerprint=_fingerprint(source, self.renderer.template_id),
+            template_id=self.renderer.template_id,
+            hidden_size=int(config.hidden_size),
+            max_tokens=self.renderer.max_tokens,
+            dtype=dtype,
+            device=device,
+            pooling=_POOLING,
+            model_type=str(config.model_type),
+        )
+
+    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As the protocol says: sorted by length, padded on the right in groups of like lengths."""
+        import torch
+
+        check_batch(batch, self.spec.max_tokens)
+        lengths = [len(token_ids) for token_ids in batch]
+        hidden_BD = torch.empty(len(batch), self.spec.hidden_size, device=self._device)
+        with torch.inference_mode():
+            for group in padded_groups(lengths, max_padded_tokens=_MAX_PADDED_TOKENS, max_waste=_MAX_PADDING):
+                hidden_BD[group] = self._last_states([batch[index] for index in group])
+        return hidden_BD
+
+    def _last_states(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        import torch
+
+        lengths_B = torch.tensor([len(token_ids) for token_ids in texts])
+        width = int(lengths_B.max())
+        # The id under the padding does not matter: the mask hides it, and causal attention never looks to the right.
+        ids_BT = torch.tensor([[*token_ids, *([0] * (width - len(token_ids)))] for token_ids in texts])
+        mask_BT = torch.arange(width)[None, :] < lengths_B[:, None]
+        padded = bool((lengths_B < width).any())
+        output = self._model(
+            input_ids=ids_BT.to(self._device),
+            attention_mask=mask_BT.long().to(self._device) if padded else None,
+            use_cache=False,
+        )
+        last_B = (lengths_B - 1).to(self._device)
+        states_BTD = output.last_hidden_state
+        hidden_BD: torch.Tensor = states_BTD[torch.arange(len(texts), device=self._device), last_B].float()
+        return hidden_BD
+
+
+def _load_decoder(source: ModelSource, device: str, dtype: torch.dtype) -> Any:
+    """The base model in evaluation mode, every weight accounted for."""
+    from transformers import AutoModel
+
+    with _explained(source):
+        model, info = AutoModel.from_pretrained(
+            source.location,
+            dtype=dtype,
+            use_safetensors=None if source.gguf_file else True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **source.arguments(),
+        )
+    incomplete = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if incomplete:
+        raise BackboneError(
+            f"backbone {source.name!r} lacks weights that its config.json asks for, {incomplete[0]} among them; "
+            "fetch or save it again"
+        )
+    model.to(device).eval()
+    if model.config.is_encoder_decoder or not _is_causal(model, device):
+        raise BackboneError(f"backbone {source.name!r} is not a causal decoder; name a reward model that is one")
+    return model
+
+
+def _is_causal(model: Any, device: str) -> bool:
+    """Whether a token's state ignores what follows: in an encoder the last token says nothing special of the text."""
+    import torch
+
+    ids = torch.tensor([[1, 2, 3, 4]], device=device)
+    with torch.inference_mode():
+        whole = model(input_ids=ids).last_hidden_state[0, 1].float()
+        alone = model(input_ids=ids[:, :2]).last_hidden_state[0, 1].float()
+    return bool((whole - alone).norm() < 0.1 * alone.norm())
+
+
+def _positions(config: PretrainedConfig) -> int:
+    return int(getattr(config, "max_position_embeddings", DEFAULT_MAX_TOKENS))
+
+
+def _fingerprint(source: ModelSource, rendering: str) -> str:
+    if source.gguf_file is not None:
+        return fingerprint_gguf(Path(source.location) / source.gguf_file, rendering)
+    directory = Path(source.location)
+    if not directory.is_dir():
+        from transformers.utils.hub import cached_file
+
+        config = cached_file(source.location, "config.json", local_files_only=True)
+        directory = Path(str(config)).parent
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    return fingerprint_safetensors(directory / "config.json", [directory / name for name in names], rendering)
+
+
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    """Turn what loading raises into one error that names the setting and the fix."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"backbone {source.name!r} cannot be loaded: {first_line} "
+            "Set it to minilm, to a Hugging Face id (on a machine that reaches the hub or holds it in its cache), "
+            "or to a local directory with config.json, tokenizer.json and *.safetensors."
+        ) from error

@@ -1,0 +1,78 @@
+"""From a setting's words to a backbone: which implementation, which device, which dtype."""
+
+from __future__ import annotations
+
+from typing import Final, cast, get_args
+
+from service.backbone.protocol import Backbone, Dtype, Renderer
+from service.errors import BackboneError
+
+MINILM: Final = "minilm"
+AUTO: Final = "auto"
+
+
+def load_backbone(name: str, *, device: str = AUTO, dtype: str = AUTO, max_tokens: int | None = None) -> Backbone:
+    """Load a backbone, ready to run.
+
+    Args:
+        name: ``minilm`` (the embedded default), a Hugging Face id, a model's directory, or a ``.gguf`` file.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: CUDA where there is one.
+        dtype: ``float32``, ``bfloat16``, or ``auto``: float32 on a CPU and for MiniLM, else bfloat16.
+        max_tokens: The longest text, in tokens. None for the backbone's default (512 for MiniLM, else 4096);
+            a backbone that reads fewer keeps its own limit, which `spec.max_tokens` tells.
+
+    Raises:
+        BackboneError: Unknown device or dtype, or a model that cannot be loaded. The message says what to set.
+    """
+    _check_max_tokens(max_tokens)
+    place = _device(device)
+    number = _dtype(dtype, name, place)
+    if name == MINILM:
+        from service.backbone.minilm import MiniLM
+
+        return MiniLM(device=place, dtype=number, max_tokens=max_tokens)
+    from service.backbone.huggingface import HuggingFaceBackbone
+
+    return HuggingFaceBackbone(name, device=place, dtype=number, max_tokens=max_tokens)
+
+
+def load_renderer(name: str, *, max_tokens: int | None = None) -> Renderer:
+    """Only the half that turns text into token ids: no weights, and no torch needed.
+
+    Raises:
+        BackboneError: Not found, or no chat template.
+    """
+    _check_max_tokens(max_tokens)
+    if name == MINILM:
+        from service.backbone.minilm import MiniLMRenderer, minilm_directory
+
+        return MiniLMRenderer(minilm_directory(), max_tokens)
+    from service.backbone.huggingface import ModelSource, load_chat_renderer
+
+    return load_chat_renderer(ModelSource.of(name), max_tokens)
+
+
+def _check_max_tokens(max_tokens: int | None) -> None:
+    if max_tokens is not None and max_tokens < 3:
+        raise BackboneError(f"max_tokens is {max_tokens}; a text has at least 3 tokens with its special ones")
+
+
+def _device(device: str) -> str:
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind not in {AUTO, "cpu", "cuda"}:
+        raise BackboneError(f"device is {device!r}; set it to auto, cpu, cuda or cuda:N")
+    if device == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BackboneError(f"device is {device!r}, but torch {torch.__version__} sees no CUDA; set device to cpu")
+    return device
+
+
+def _dtype(dtype: str, name: str, device: str) -> Dtype:
+    if dtype == AUTO:
+        return "float32" if name == MINILM or device == "cpu" else "bfloat16"
+    if dtype not in get_args(Dtype):
+        raise BackboneError(f"dtype is {dtype!r}; set it to auto, float32 or bfloat16")
+    return cast(Dtype, dtype)

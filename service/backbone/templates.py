@@ -1,0 +1,101 @@
+"""Rendering by the model's own chat template: a (prompt, completion) to the token ids that a reward model reads.
+
+The hidden state is that of the *true last token of the rendered text*, whatever the template ends with. Published
+reward models (Skywork and others) render `apply_chat_template(messages + answer, tokenize=False)` and tokenise the
+string, dropping a BOS that the tokeniser would put before the template's own: the same ids as here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from service.backbone.protocol import Message, TextTooLong, TokenisedText, UnrenderableText
+from service.errors import BackboneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SCHEME: Final = "chat-template-1"
+# Llama 3 templates print today's date into the system turn. A reward must not change at midnight, nor a cached one
+# differ from a fresh one, so the date is the one that those templates name as their own default.
+_TEMPLATE_DATE: Final = datetime(2024, 7, 26)
+_TEMPLATE_DATE_STRING: Final = "26 Jul 2024"
+
+
+class ChatTemplateRenderer:
+    """The model's own chat template and tokenizer; see `service.backbone.protocol.Renderer`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, model: str) -> None:
+        """`model` names the backbone in errors.
+
+        Raises:
+            BackboneError: The tokenizer has no chat template, or no `tokenizer.json` form (a "fast" tokenizer).
+        """
+        import jinja2
+        import tokenizers
+
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not isinstance(template, str) or not template.strip():
+            raise BackboneError(
+                f"backbone {model} has no chat template, so there is no one way to show it a prompt and a response: "
+                "name a chat or reward model, or put the template it was trained with into chat_template.jinja "
+                "beside its tokenizer"
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise BackboneError(f"backbone {model} has no tokenizer.json; save its tokenizer in the fast format")
+        # A private copy: encode() of one that neither pads nor truncates changes no state, so threads may share it.
+        self._tokenizer = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._chat = tokenizer
+        self._template = template
+        self._template_error: type[Exception] = jinja2.TemplateError
+        self._bos: int | None = tokenizer.bos_token_id
+        self.max_tokens = max_tokens
+        special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
+        identity = "\0".join((_SCHEME, _TEMPLATE_DATE_STRING, template, special, self._tokenizer.to_str()))
+        self.template_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+        """As the protocol says; when shortening, tokens go from the start, after BOS, and the end is kept."""
+        try:
+            text = self._render([*messages, {"role": "assistant", "content": completion}])
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except self._template_error as error:
+            raise UnrenderableText(
+                "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
+            ) from error
+        except (TypeError, UnicodeError) as error:
+            raise UnrenderableText("is not valid Unicode text (a lone surrogate?)") from error
+        ids = self._without_doubled_bos(ids)
+        if not ids:
+            raise UnrenderableText("is rendered to nothing by this model's chat template")
+        if len(ids) <= self.max_tokens:
+            return TokenisedText(tuple(ids), truncated=False)
+        if not truncate:
+            raise TextTooLong(len(ids), self.max_tokens)
+        start = (ids[0],) if ids[0] == self._bos else ()
+        return TokenisedText((*start, *ids[len(ids) - self.max_tokens + len(start) :]), truncated=True)
+
+    def _render(self, conversation: list[Message]) -> str:
+        rendered = self._chat.apply_chat_template(
+            conversation,  # type: ignore[arg-type]
+            chat_template=self._template,
+            tokenize=False,
+            date_string=_TEMPLATE_DATE_STRING,
+            strftime_now=_TEMPLATE_DATE.strftime,
+        )
+        return str(rendered)
+
+    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
+        """One BOS at the start, however many the template and the text put there: a second one shifts rewards."""
+        extra = 0
+        while self._bos is not None and ids[extra : extra + 2] == [self._bos, self._bos]:
+            extra += 1
+        return ids[extra:]
