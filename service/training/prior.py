@@ -1,0 +1,72 @@
+"""The prior over users' tastes, learned by Laplace EM.
+
+theta_u ~ N(mu, S) with mu held. E-step: each user's MAP and Laplace covariance C_u. M-step, shrunk towards a
+sphere of the same trace by s0 pseudo-users:
+
+    S = (sum_u C_u + delta_u delta_u' + s0 t I) / (U + s0),   delta_u = theta_u - mu,
+    t = trace(sum_u C_u + delta_u delta_u') / (U d)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from service.mrm.state import FloatArray
+from service.training.laplace import modes_in_features, modes_in_pairs
+from service.training.pairs import PaddedUsers, Pairs, padded_users
+
+ROUNDS: Final = 14
+PSEUDO_USERS: Final = 20.0
+# Doubles in the largest array of one batch: 32 MiB keeps a batch near the caches and memory flat in U.
+BATCH_DOUBLES: Final = 4 * 2**20
+
+
+def learn_prior(
+    values_Nd: FloatArray,
+    pairs: Pairs,
+    mean_d: FloatArray,
+    rounds: int = ROUNDS,
+    pseudo_users: float = PSEUDO_USERS,
+    on_round: Callable[[], None] = lambda: None,
+) -> FloatArray:
+    """The prior covariance S [d, d] around mu.
+
+    Args:
+        values_Nd: Features of texts; differences have a mean squared norm of about 2 d.
+        pairs: Pairs of the users who teach the prior.
+        mean_d: mu.
+        rounds: Rounds of EM.
+        pseudo_users: s0.
+        on_round: Called after each round, for progress.
+    """
+    d = values_Nd.shape[1]
+    # the personal part of a logit starts with variance x' S x = 1
+    covariance_dd = np.eye(d) / (2.0 * d)
+    mean_reward_N = values_Nd @ mean_d
+    longest = int(np.bincount(pairs.user_P).max())
+    batches = padded_users(pairs, budget=max(1, BATCH_DOUBLES // max(d, min(d, longest))))
+    for _ in range(rounds):
+        total_dd = np.zeros((d, d))
+        users = 0
+        for batch in batches:
+            total_dd += second_moment(values_Nd, batch, mean_reward_N, covariance_dd)
+            users += len(batch.users_B)
+        t = np.trace(total_dd) / (users * d)
+        covariance_dd = (total_dd + pseudo_users * t * np.eye(d)) / (users + pseudo_users)
+        covariance_dd = 0.5 * (covariance_dd + covariance_dd.T)
+        on_round()
+    return covariance_dd
+
+
+def second_moment(
+    values_Nd: FloatArray, batch: PaddedUsers, mean_reward_N: FloatArray, covariance_dd: FloatArray
+) -> FloatArray:
+    """sum_u C_u + delta_u delta_u' over a batch, [d, d]."""
+    offset_BP = mean_reward_N[batch.chosen_BP] - mean_reward_N[batch.rejected_BP]
+    few_pairs = batch.chosen_BP.shape[1] < len(covariance_dd)
+    find = modes_in_pairs if few_pairs else modes_in_features
+    modes = find(batch.differences(values_Nd), offset_BP, batch.strength_BP, covariance_dd)
+    return modes.covariance_sum_dd + modes.delta_Bd.T @ modes.delta_Bd

@@ -1,0 +1,231 @@
+"""Choices made on seen users alone: power, ridge, weighting and scale of the mean; tau and temperature of the prior.
+
+Every candidate is fitted on three quarters of the seen users and judged on the rest, four times (`folds.py`).
+The loss is the mean over held-out users of their Bradley-Terry log-loss; a scale (temperature) is fitted to the pooled
+held-out logits of each candidate, since a candidate is judged by what it orders and how surely, not by its units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from service.mrm.state import FloatArray
+from service.training.bradley_terry import fit_bradley_terry, fit_logit_scale
+from service.training.features import Projection, principal_components
+from service.training.folds import SHOTS, Episodes, Fold
+from service.training.heads import Heads, make_heads
+from service.training.laplace import map_deviations
+from service.training.pairs import IntArray
+from service.training.prior import learn_prior
+from service.training.steps import Arrays, Steps
+
+POWERS: Final = (0.0, 0.5, 1.0)
+RIDGES: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+WEIGHTINGS: Final = ("pairs", "users")
+TAUS: Final = (0.003, 0.01, 0.05, 0.2, 0.5, 1.0)
+# A prior so tight that no evidence moves a user: the plain population model in the same form.
+NO_TAU: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class MeanChoice:
+    """The chosen population model under one power.
+
+    Attributes:
+        power: p of the features.
+        ridge: lambda.
+        weighting: What counts the same: `pairs` or `users`.
+        scale: Factor that calibrates the fitted theta.
+        loss: Validation log-loss, mean over held-out users.
+    """
+
+    power: float
+    ridge: float
+    weighting: str
+    scale: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class PriorChoice:
+    """The chosen prior.
+
+    Attributes:
+        mean: The population model that it personalises.
+        tau: Factor on the prior covariance; `NO_TAU` where personalisation did not pay.
+        logit_scale: Fitted factor on logits that already carry the noise factor: temperature = 1 / both.
+        loss: Validation log-loss after few pairs, mean over held-out users and over shots.
+        plain_loss: That of the population model on the same pairs.
+        standard_error: Standard error over users of the difference.
+        personalises: The gain exceeds one standard error.
+        losses: Every candidate's loss, [{power, tau, loss, logit_scale}].
+    """
+
+    mean: MeanChoice
+    tau: float
+    logit_scale: float
+    loss: float
+    plain_loss: float
+    standard_error: float
+    personalises: bool
+    losses: list[dict[str, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The choice as JSON-able values."""
+        return asdict(self)
+
+
+def fold_projection(fold: Fold, values_ND: FloatArray, prompt_N: IntArray, power: float) -> Projection:
+    """Features that know only the fold's training texts."""
+    rows = fold.train_texts()
+    return principal_components(values_ND[rows], prompt_N[rows], values_ND.shape[1]).scaled(power)
+
+
+def choose_means(
+    folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, steps: Steps
+) -> list[MeanChoice]:
+    """The best population model under each power.
+
+    Args:
+        folds: Splits of the seen users.
+        values_ND: Hidden states of texts (or a lossless reduction of them).
+        prompt_N: Prompt of each text.
+        steps: One step per fold and power.
+    """
+    return [_choose_mean(folds, values_ND, prompt_N, power, steps) for power in POWERS]
+
+
+def _choose_mean(
+    folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, power: float, steps: Steps
+) -> MeanChoice:
+    margins_LJ = np.concatenate(
+        [
+            steps.run(
+                f"mean-{number}-p{power}", lambda fold=fold: _mean_margins(fold, values_ND, prompt_N, power)
+            )["margins_LJ"]
+            for number, fold in enumerate(folds)
+        ],
+        axis=1,
+    )
+    user_J = np.concatenate([fold.judged.user_P for fold in folds])
+    weights_J = _equal_users(user_J)
+    best: MeanChoice | None = None
+    for (weighting, ridge), margin_J in zip(_mean_candidates(), margins_LJ, strict=True):
+        scale = fit_logit_scale(margin_J, weights_J)
+        loss = float(weights_J @ np.logaddexp(0.0, -scale * margin_J))
+        if best is None or loss < best.loss:
+            best = MeanChoice(power, ridge, weighting, scale, loss)
+    assert best is not None
+    return best
+
+
+def _mean_candidates() -> list[tuple[str, float]]:
+    # from the strongest ridge to the weakest: each fit starts where the last one ended
+    return [(weighting, ridge) for weighting in WEIGHTINGS for ridge in sorted(RIDGES, reverse=True)]
+
+
+def _mean_margins(fold: Fold, values_ND: FloatArray, prompt_N: IntArray, power: float) -> Arrays:
+    values_Nd = fold_projection(fold, values_ND, prompt_N, power)(values_ND)
+    thetas, theta_d = [], None
+    for weighting, ridge in _mean_candidates():
+        theta_d = fit_bradley_terry(values_Nd, fold.train, fold.train.weights(weighting), ridge, theta_d)
+        thetas.append(theta_d)
+    rewards_LN = np.stack(thetas) @ values_Nd.T
+    return {"margins_LJ": rewards_LN[:, fold.judged.chosen_P] - rewards_LN[:, fold.judged.rejected_P]}
+
+
+def choose_prior(
+    folds: Sequence[Fold],
+    values_ND: FloatArray,
+    prompt_N: IntArray,
+    means: Sequence[MeanChoice],
+    heads: int,
+    steps: Steps,
+) -> PriorChoice:
+    """The best prior over all powers and taus, or none.
+
+    The population model that must be beaten is the best of `means`; where the best prior does not beat it by more
+    than one standard error of the per-user difference, that model stays.
+    """
+    results = {
+        mean: [
+            steps.run(
+                f"prior-{number}-p{mean.power}-k{heads}",
+                lambda fold=fold, mean=mean: _prior_margins(fold, values_ND, prompt_N, mean, heads),
+            )
+            for number, fold in enumerate(folds)
+        ]
+        for mean in means
+    }
+    weights_J = np.concatenate([fold.episodes.weights() for fold in folds]) / len(folds)
+    user_J = np.concatenate([fold.episodes.user_E[fold.episodes.episode_J] for fold in folds])
+    plain = min(means, key=lambda mean: mean.loss)
+    plain_J = np.logaddexp(0.0, -np.concatenate([result["plain_J"] for result in results[plain]]))
+
+    best: tuple[float, MeanChoice, float, float, FloatArray] | None = None
+    losses = []
+    for mean, folds_of_mean in results.items():
+        for index, tau in enumerate(TAUS):
+            margins_SJ = np.concatenate([result["margins_TSJ"][index] for result in folds_of_mean], axis=1)
+            shot_weights = np.tile(weights_J, len(margins_SJ)) / len(margins_SJ)
+            scale = max(fit_logit_scale(margins_SJ.ravel(), shot_weights), 1e-3)
+            loss_J = np.logaddexp(0.0, -scale * margins_SJ).mean(axis=0)
+            loss = float(weights_J @ loss_J)
+            losses.append({"power": mean.power, "tau": tau, "loss": loss, "logit_scale": scale})
+            if best is None or loss < best[0]:
+                best = (loss, mean, tau, scale, loss_J)
+    assert best is not None
+    loss, mean, tau, scale, loss_J = best
+    gain_U = _user_means(plain_J - loss_J, weights_J, user_J)
+    standard_error = float(gain_U.std(ddof=1) / np.sqrt(len(gain_U)))
+    plain_loss = float(weights_J @ plain_J)
+    if plain_loss - loss > standard_error:
+        return PriorChoice(mean, tau, scale, loss, plain_loss, standard_error, True, losses)
+    return PriorChoice(plain, NO_TAU, 1.0, plain_loss, plain_loss, standard_error, False, losses)
+
+
+def _prior_margins(
+    fold: Fold, values_ND: FloatArray, prompt_N: IntArray, mean: MeanChoice, heads: int
+) -> Arrays:
+    projection = fold_projection(fold, values_ND, prompt_N, mean.power)
+    values_Nd = projection(values_ND)
+    theta_d = fit_bradley_terry(values_Nd, fold.train, fold.train.weights(mean.weighting), mean.ridge)
+    mean_d = mean.scale * theta_d
+    covariance_dd = learn_prior(values_Nd, fold.train, mean_d)
+    made = make_heads(mean_d, covariance_dd, values_Nd[fold.train_texts()], heads)
+    base_NK = values_Nd @ made.directions_Kd.T
+    reward_N = values_Nd @ mean_d
+    episodes = fold.episodes
+    return {
+        "plain_J": reward_N[episodes.chosen_J] - reward_N[episodes.rejected_J],
+        "margins_TSJ": np.stack([episode_margins(episodes, base_NK, made, tau) for tau in TAUS]),
+    }
+
+
+def episode_margins(episodes: Episodes, base_NK: FloatArray, made: Heads, tau: float) -> FloatArray:
+    """Logits of the judged pairs after 5, 10 and 20 support pairs, noise factor included, [S, J]."""
+    diffs_ESK = base_NK[episodes.chosen_ES] - base_NK[episodes.rejected_ES]
+    judged_JK = base_NK[episodes.chosen_J] - base_NK[episodes.rejected_J]
+    margins = []
+    for shots in SHOTS:
+        given_ESK = diffs_ESK[:, :shots]
+        weights_EK = made.start_K + map_deviations(
+            given_ESK, given_ESK @ made.start_K, episodes.strength_ES[:, :shots], made.precision(tau)
+        )
+        margins.append(made.noise_factor * np.einsum("jk,jk->j", judged_JK, weights_EK[episodes.episode_J]))
+    return np.stack(margins)
+
+
+def _equal_users(user_J: IntArray) -> FloatArray:
+    count_U = np.bincount(user_J)
+    return np.asarray(1.0 / (count_U[user_J] * np.count_nonzero(count_U)))
+
+
+def _user_means(values_J: FloatArray, weights_J: FloatArray, user_J: IntArray) -> FloatArray:
+    weight_U = np.bincount(user_J, weights=weights_J)
+    total_U = np.bincount(user_J, weights=weights_J * values_J)
+    return np.asarray(total_U[weight_U > 0] / weight_U[weight_U > 0])
