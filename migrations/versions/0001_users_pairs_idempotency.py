@@ -19,7 +19,7 @@ TIME = sa.DateTime(timezone=True)
 def upgrade() -> None:
     op.create_table(
         "users",
-        sa.Column("incarnation", INCARNATION, sa.Identity(), nullable=False),
+        sa.Column("incarnation", INCARNATION, autoincrement=True, nullable=False),
         sa.Column("tenant_id", NAME, nullable=False),
         sa.Column("user_id", NAME, nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),

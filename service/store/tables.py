@@ -1,6 +1,6 @@
 """The tables. `migrations/` builds them; `metareward db check` compares the two.
 
-The incarnation is the key that everything hangs on: one identity column for the whole database gives every life
+The incarnation is the key that everything hangs on: one sequence for the whole database gives every life
 of every user a number of its own, so rows of an erased user can never become rows of the next one of that name.
 
 Vectors are little-endian float64 bytes. Names that are compared or paged (`user_id`, `pair_id`) use the byte
@@ -18,7 +18,6 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -74,7 +73,7 @@ class UserRow(Base):
 
     __tablename__ = "users"
 
-    incarnation: Mapped[int] = mapped_column(IncarnationType, Identity(), primary_key=True)
+    incarnation: Mapped[int] = mapped_column(IncarnationType, primary_key=True, autoincrement=True)
     tenant_id: Mapped[str] = mapped_column(NameType)
     user_id: Mapped[str] = mapped_column(NameType)
     version: Mapped[int] = mapped_column(BigInteger)
