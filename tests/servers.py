@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 
 def free_port() -> int:
@@ -26,6 +27,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        # An orphan that ended stays a zombie until process 1 takes notice, which may be seconds.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class PostgresServer:
@@ -130,10 +139,14 @@ class PostgresServer:
         for process in processes if how is signal.SIGKILL else processes[:1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
-        psutil.wait_procs(processes, timeout=30)
         if self._process is not None:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=STOP_TIMEOUT_S)
             self._process = None
+        give_up_at = time.monotonic() + STOP_TIMEOUT_S
+        while any(_is_alive(process) for process in processes):
+            if time.monotonic() > give_up_at:
+                raise RuntimeError("PostgreSQL does not stop")
+            time.sleep(0.005)
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(

@@ -9,7 +9,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import ConfigurationError, MetarewardError, Unavailable
@@ -21,7 +28,8 @@ _DEADLOCK = "40P01"
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
 _TIMED_OUT = frozenset({"57014", "55P03", "25P03"})  # statement, lock, idle in transaction
-_OURS = frozenset({"22", "23", "26", "42", "0A"})  # classes of faults in the statement, not in the server
+# Faults in the statement or its values, not in the server.
+_OURS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
 def is_contention(error: SQLAlchemyError) -> bool:
@@ -46,10 +54,9 @@ def meaning(error: SQLAlchemyError) -> MetarewardError:
     original = error.orig
     if _schema_is_missing(original):
         return ConfigurationError("the database lacks tables or columns of this version: run `metareward db upgrade`")
-    sqlstate = getattr(original, "sqlstate", None)
-    if sqlstate in _TIMED_OUT:
+    if getattr(original, "sqlstate", None) in _TIMED_OUT:
         return Unavailable("database: no answer within the time limit", RETRY_AFTER_S)
-    if (sqlstate or "")[:2] in _OURS or isinstance(original, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+    if isinstance(error, _OURS):
         return MetarewardError(f"database: {type(original).__name__}")
     return Unavailable("database: not reachable", RETRY_AFTER_S)
 
