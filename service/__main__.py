@@ -1,0 +1,5 @@
+"""`python -m service` is `metareward`."""
+
+from service.cli import main
+
+main()

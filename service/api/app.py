@@ -1,0 +1,49 @@
+"""The REST application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from service import __version__
+from service.api.errors import install_error_handlers
+from service.api.gate import Gate
+from service.api.limits import Limits
+from service.api.openapi import DESCRIPTION, install_openapi
+from service.api.routes import adapt, score, status, users
+from service.runtime import Runtime
+from service.settings import Settings
+
+
+def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
+    """The application over a runtime; it closes the runtime when it shuts down."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        housekeeping = asyncio.create_task(runtime.keep_house())
+        try:
+            yield
+        finally:
+            housekeeping.cancel()
+            await asyncio.to_thread(runtime.close)
+
+    app = FastAPI(
+        title="metareward", version=__version__, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
+    )
+    app.state.runtime = runtime
+    app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
+    # `/users/{user_id:path}/adapt` must be tried before `/users/{user_id:path}`.
+    for routes in (score, adapt, users, status):
+        app.include_router(routes.router)
+    install_error_handlers(app)
+    install_openapi(app)
+    app.add_middleware(
+        Gate,
+        metrics=runtime.metrics,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.request_timeout_s,
+    )
+    return app

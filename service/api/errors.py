@@ -1,0 +1,150 @@
+"""The only place where an error gets a status code. Answers are RFC 9457 problems and never echo the input."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.api.request_id import request_id_of
+from service.api.schemas import Problem
+from service.errors import (
+    Conflict,
+    EngineError,
+    FieldIssue,
+    InvalidInput,
+    MetarewardError,
+    NotFound,
+    Overloaded,
+    TemporaryError,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+TITLES = {
+    400: "Malformed request",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Too large",
+    415: "Not JSON",
+    421: "Wrong host",
+    422: "Invalid input",
+    500: "Internal error",
+    503: "Try again later",
+}
+MAX_LISTED = 100
+
+
+def problem_bytes(status: int, kind: str, detail: str, request_id: str, errors: Sequence[FieldIssue] = ()) -> bytes:
+    """The body of a problem. `kind` is the last part of its type, stable for programs to match."""
+    body: dict[str, Any] = {
+        "type": f"urn:metareward:problem:{kind}",
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+        "errors": [{"field": issue.field, "message": issue.message} for issue in errors[:MAX_LISTED]],
+    }
+    return orjson.dumps(body)
+
+
+def problem(
+    request: Request, status: int, kind: str, detail: str, errors: Sequence[FieldIssue] = (), retry_after_s: float = 0
+) -> Response:
+    """A problem response, with Retry-After in whole seconds where it is temporary."""
+    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if retry_after_s else None
+    content = problem_bytes(status, kind, detail, request_id_of(request.scope), errors)
+    return Response(content, status, headers, PROBLEM_MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: problems it may answer with."""
+    return {
+        status: {
+            "description": TITLES[status],
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+        }
+        for status in statuses
+    }
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Map every error of the project, of validation and of routing to a problem."""
+
+    @app.exception_handler(MetarewardError)
+    async def _ours(request: Request, error: MetarewardError) -> Response:
+        match error:
+            case InvalidInput():
+                return problem(request, 422, "invalid-input", _counted(error.issues), error.issues)
+            case NotFound():
+                return problem(request, 404, "not-found", str(error))
+            case Conflict():
+                return problem(request, 409, "conflict", str(error))
+            case TemporaryError():
+                kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
+                return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)
+            case EngineError():
+                logger.error("engine failed on a request", exc_info=error)
+                return problem(request, 500, "engine-error", str(error))
+            case _:
+                logger.error("unexpected error", exc_info=error)
+                return problem(request, 500, "internal-error", "The server failed on this request.")
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        issues = [FieldIssue(_path(e["loc"]), _message(e)) for e in error.errors()]
+        return problem(request, 422, "invalid-input", _counted(issues), issues)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return problem(request, 404, "no-such-path", "No such path. The API is described at /docs.")
+        if error.status_code == 405:
+            return problem(request, 405, "method-not-allowed", "This path exists, but not with this method.")
+        return problem(request, error.status_code, "malformed-request", str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        logger.error("unexpected error", exc_info=error)
+        return problem(request, 500, "internal-error", "The server failed on this request.")
+
+
+def _counted(issues: Sequence[FieldIssue]) -> str:
+    listed = f", the first {MAX_LISTED} are listed" if len(issues) > MAX_LISTED else ""
+    return f"{len(issues)} problem{'s' if len(issues) != 1 else ''} with the request{listed}; nothing was done."
+
+
+# Where a union is told apart by a tag, validation puts the tag into the path of the error.
+_TAGS = {"body", "prompt-text", "prompt-messages", "score-one", "score-many"}
+_MAX_PATH = 200
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        if part not in _TAGS:
+            path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
+    return path[:_MAX_PATH] or "body"
+
+
+_FIXES = {
+    "json_invalid": "is not valid JSON in UTF-8; NaN and Infinity are not numbers in JSON",
+    "extra_forbidden": "unknown field; remove it or check its spelling",
+    "missing": "is missing; add it",
+    "too_short": "is empty; give at least one",
+}
+
+
+def _message(error: dict[str, Any]) -> str:
+    if error["type"] in _FIXES:
+        return _FIXES[error["type"]]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]

@@ -1,0 +1,122 @@
+"""What every request passes first, before any work: request id, host, content type, size, time, measurement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
+from service.api.request_id import HEADER, assign_request_id
+from service.observability.metrics import Metrics
+from service.settings import is_loopback
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("service.access")
+
+BODY_METHODS = {"POST", "PUT", "PATCH"}
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, kind: str, detail: str) -> None:
+        super().__init__(status, kind, detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+
+
+class Gate:
+    """ASGI middleware around the whole application.
+
+    Without keys, a loopback server is still reachable from any web page that the operator's browser opens. The Host
+    check stops a page whose name was pointed at loopback; demanding a JSON content type makes browsers ask first
+    (CORS preflight), which nobody answers.
+    """
+
+    def __init__(self, app: App, *, metrics: Metrics, max_body_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = assign_request_id(scope)
+        status = 500
+        answering = False
+
+        async def send_and_note(event: Event) -> None:
+            nonlocal status, answering
+            if event["type"] == "http.response.start":
+                answering = True
+                status = event["status"]
+                event["headers"] = [*event["headers"], (HEADER, request_id.encode())]
+            await send(event)
+
+        try:
+            self._check_headers(scope)
+            async with asyncio.timeout(self._timeout_s):
+                await self._app(scope, self._limited(receive), send_and_note)
+        except _RefusedError as refusal:
+            await _answer(send_and_note, refusal, request_id)
+        except TimeoutError:
+            if answering:
+                raise
+            detail = f"Not done within {self._timeout_s:g} s. Repeat an adapt with its Idempotency-Key."
+            await _answer(send_and_note, _RefusedError(503, "timeout", detail), request_id)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            logger.debug("%s %s %d %.1f ms request_id=%s", scope["method"], route, status, seconds * 1e3, request_id)
+
+    def _check_headers(self, scope: Scope) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+        if not is_loopback(name):
+            raise _RefusedError(421, "wrong-host", "Call this server as localhost, 127.0.0.1 or [::1].")
+        if scope["method"] in BODY_METHODS:
+            content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if content_type != b"application/json":
+                raise _RefusedError(415, "not-json", "Send the header Content-Type: application/json.")
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self._max_body_bytes:
+                raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_limited() -> Event:
+            nonlocal received
+            event = await receive()
+            received += len(event.get("body", b""))
+            if received > self._max_body_bytes:
+                raise self._too_large()
+            return event
+
+        return receive_limited
+
+    def _too_large(self) -> _RefusedError:
+        return _RefusedError(413, "too-large", f"At most {self._max_body_bytes} bytes a request; split it.")
+
+
+async def _answer(send: Send, refusal: _RefusedError, request_id: str) -> None:
+    body = problem_bytes(refusal.status, refusal.kind, refusal.detail, request_id)
+    headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    if refusal.status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

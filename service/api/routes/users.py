@@ -1,0 +1,69 @@
+"""GET /users, GET and DELETE /users/{user_id}."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service.api.deps import TENANT, runtime_of
+from service.api.errors import documented
+from service.api.json_route import JsonRoute, json_response
+from service.api.limits import check_user_id
+from service.api.schemas import USER_ID_RULE, UserOut, UserPage
+from service.operations.users import StoredUser
+
+router = APIRouter(tags=["users"], route_class=JsonRoute)
+
+UserIdPath = Annotated[str, Path(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])]
+
+
+@router.get("/users", response_model=UserPage, responses=documented(421, 422, 500, 503), summary="List users")
+async def list_users(
+    request: Request,
+    after: Annotated[str | None, Query(description="`next` of the page before.", examples=["ada"])] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Users on a page.", examples=[100])] = 100,
+) -> Response:
+    """Users who have adapted, in the order of their ids."""
+    if after is not None:
+        check_user_id(after)
+    users, following = await runtime_of(request).users.page(TENANT, after, limit)
+    return json_response({"users": [_user(user) for user in users], "next": following})
+
+
+@router.get(
+    "/users/{user_id:path}",
+    response_model=UserOut,
+    responses=documented(404, 421, 422, 500, 503),
+    summary="A user's state",
+)
+async def get_user(request: Request, user_id: UserIdPath) -> Response:
+    """Version, weights and number of pairs of one user."""
+    check_user_id(user_id)
+    return json_response(_user(await runtime_of(request).users.get(TENANT, user_id)))
+
+
+@router.delete(
+    "/users/{user_id:path}",
+    status_code=204,
+    response_class=Response,
+    responses=documented(404, 421, 422, 500, 503),
+    summary="Forget a user",
+)
+async def delete_user(request: Request, user_id: UserIdPath) -> Response:
+    """Erase a user: weights, pairs and kept answers. Scored texts are cached without a user and expire."""
+    check_user_id(user_id)
+    await runtime_of(request).users.erase(TENANT, user_id)
+    return Response(status_code=204)
+
+
+def _user(user: StoredUser) -> dict[str, Any]:
+    return {
+        "user_id": user.user_id,
+        "version": user.version,
+        "checkpoint_id": user.checkpoint_id,
+        "weights": user.weights_K.tolist(),
+        "pairs": user.pairs,
+        "created_at": user.created_at,
+        "updated_at": user.updated_at,
+    }

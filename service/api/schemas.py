@@ -1,0 +1,292 @@
+"""Requests and answers of the REST API, strict: unknown fields and numbers that are not finite are refused."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+USER_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@+=~-]{0,127}$"
+USER_ID_RULE = (
+    "1 to 128 characters: letters, digits and . _ : @ + = ~ -, beginning with a letter or digit "
+    "(hash or encode any other id)"
+)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; send the text that the user saw")
+    return text
+
+
+# The pattern itself is checked in `limits`, where the message can say how to mend the id.
+UserId = Annotated[str, Field(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])]
+NonBlank = Annotated[str, AfterValidator(_not_blank)]
+
+
+class Strict(BaseModel):
+    """Base of every request: unknown fields are an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: NonBlank
+
+
+def _conversation(messages: list[ChatMessage]) -> list[ChatMessage]:
+    if any(message.role == "system" for message in messages[1:]):
+        raise ValueError("has a system message that is not the first; move it to the front")
+    if messages[-1].role != "user":
+        raise ValueError("must end with a user message; the completion is the assistant's answer to it")
+    return messages
+
+
+# With a discriminator a bad prompt is judged as what it is, instead of failing as a text and as messages.
+Prompt = Annotated[
+    Annotated[NonBlank, Tag("prompt-text")]
+    | Annotated[list[ChatMessage], Field(min_length=1), AfterValidator(_conversation), Tag("prompt-messages")],
+    Discriminator(lambda prompt: "prompt-messages" if isinstance(prompt, list) else "prompt-text"),
+    Field(
+        description="The prompt: a text, or chat messages of which the last is the user's.",
+        examples=["How do I keep basil alive indoors?"],
+    ),
+]
+
+
+class PairIn(Strict):
+    """One choice of the user: of two completions of a prompt, which was preferred."""
+
+    prompt: Prompt
+    chosen: NonBlank = Field(description="The completion that the user preferred.")
+    rejected: NonBlank = Field(description="The other one; must differ from `chosen`.")
+    strength: float = Field(1.0, gt=0, le=100, description="Weight of this choice; 1 is a plain one, 2 counts double.")
+    id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")] | None = Field(
+        None,
+        description="Your name for the pair: 1 to 128 printable ASCII characters without spaces. "
+        "The same pair sent again is stored once, with or without a name.",
+    )
+
+    @field_validator("rejected")
+    @classmethod
+    def _differs(cls, rejected: str, info: ValidationInfo) -> str:
+        if rejected == info.data.get("chosen"):
+            raise ValueError("equals chosen, which says nothing about taste; drop the pair")
+        return rejected
+
+
+class AdaptRequest(Strict):
+    """A user's preference pairs."""
+
+    pairs: list[PairIn] = Field(min_length=1)
+    mode: Literal["append", "replace"] = Field(
+        "append", description="`append` adds to the pairs that are stored; `replace` forgets those first."
+    )
+    truncate: bool = Field(
+        False, description="Shorten texts that the backbone cannot read whole, instead of refusing them."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "pairs": [
+                        {
+                            "prompt": "How do I keep basil alive indoors?",
+                            "chosen": "- Six hours of light\n- Water when dry\n- Pinch off flowers",
+                            "rejected": "Basil, as you may perhaps know, is a plant that rather enjoys light...",
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
+
+class SupportFit(BaseModel):
+    """How well weights fit the user's own pairs."""
+
+    loss: float | None = Field(description="Mean Bradley-Terry loss in nats; 0.693 is a coin flip.")
+    accuracy: float | None = Field(description="Share of pairs whose chosen side has the higher reward.")
+
+
+class AdaptResponse(BaseModel):
+    """The user's new version."""
+
+    user_id: str
+    version: int = Field(description="Pass it as `min_version` to /score to be sure that this adaptation counts.")
+    checkpoint_id: str
+    weights: list[float] = Field(description="Effective weights, K numbers.")
+    pairs_received: int
+    pairs_stored: int = Field(description="Of those received: new ones.")
+    pairs_total: int = Field(description="Pairs that this user now has.")
+    support_before: SupportFit = Field(description="The start's fit of all pairs used.")
+    support_after: SupportFit = Field(description="The new weights' fit of the same pairs.")
+    replayed: bool = Field(description="Whether this is the stored answer to an earlier call with the same key.")
+    timings_ms: dict[str, float]
+
+
+Completions = Annotated[list[NonBlank], Field(min_length=1, description="Candidate responses to the prompt.")]
+MinVersion = Annotated[int, Field(ge=0, le=2**53, description="Least version of the user to score with.")]
+
+
+class ScoreItemIn(Strict):
+    """Completions of one prompt for one user."""
+
+    user_id: UserId
+    prompt: Prompt
+    completions: Completions
+    min_version: MinVersion = 0
+
+
+class ScoreOptions(Strict):
+    """What both forms of a score request take."""
+
+    truncate: bool = Field(
+        False, description="Shorten texts that the backbone cannot read whole, instead of refusing them."
+    )
+    return_base_rewards: bool = Field(False, description="Also return the K base rewards of each completion.")
+
+
+class ScoreOneRequest(ScoreItemIn, ScoreOptions):
+    """Completions of one prompt, for one user."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "user_id": "ada",
+                    "prompt": "How do I repot a cactus?",
+                    "completions": ["- Gloves on\n- New pot, gritty soil\n- Water after a week", "Well, it depends..."],
+                }
+            ]
+        }
+    )
+
+
+class ScoreManyRequest(ScoreOptions):
+    """Many users and prompts in one request."""
+
+    items: list[ScoreItemIn] = Field(min_length=1)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"user_id": "ada", "prompt": "Why is the sky blue?", "completions": ["Scattering.", "Magic."]},
+                        {"user_id": "bob", "prompt": "Why is the sky blue?", "completions": ["Scattering.", "Magic."]},
+                    ]
+                }
+            ]
+        }
+    )
+
+
+ScoreRequest = Annotated[
+    Annotated[ScoreOneRequest, Tag("score-one")] | Annotated[ScoreManyRequest, Tag("score-many")],
+    Discriminator(lambda body: "score-many" if isinstance(body, dict) and "items" in body else "score-one"),
+]
+
+
+class ScoreResult(BaseModel):
+    """Rewards of one item's completions."""
+
+    user_id: str
+    user_state: Literal["adapted", "cold_start", "stale"] = Field(
+        description="`cold_start`: unknown user, the start serves. `stale`: the database is away, memory serves."
+    )
+    version: int = Field(description="The user's version; 0 for an unknown user.")
+    rewards: list[float] = Field(description="Log-odds: reward(a) - reward(b) is the logit that the user prefers a.")
+    reward_std: list[float] | None = Field(description="Posterior standard deviations, where the recipe has them.")
+    order: list[int] = Field(description="Indices of the completions from best to worst.")
+    base_rewards: list[list[float]] | None = None
+    truncated: list[int] = Field(description="Indices of the completions that were shortened.")
+
+
+class ScoreOneResponse(ScoreResult):
+    """The answer to one item."""
+
+    checkpoint_id: str
+    timings_ms: dict[str, float]
+
+
+class ScoreManyResponse(BaseModel):
+    """The answers in the order of the items."""
+
+    results: list[ScoreResult]
+    checkpoint_id: str
+    timings_ms: dict[str, float]
+
+
+class UserOut(BaseModel):
+    """A user's state."""
+
+    user_id: str
+    version: int
+    checkpoint_id: str
+    weights: list[float]
+    pairs: int = Field(description="Pairs stored.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class UserPage(BaseModel):
+    """Users in the order of their ids."""
+
+    users: list[UserOut]
+    next: str | None = Field(description="Pass it as `after` to get the next page; null on the last.")
+
+
+class InfoOut(BaseModel):
+    """What this server serves."""
+
+    version: str
+    checkpoint: dict[str, Any]
+    backbone: dict[str, Any]
+    limits: dict[str, Any]
+
+
+class LiveOut(BaseModel):
+    """The process runs."""
+
+    live: bool
+
+
+class ReadyOut(BaseModel):
+    """Whether this process can take traffic, and what is degraded."""
+
+    ready: bool
+    degraded: list[str]
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with the request."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldProblem] = Field(default_factory=list)

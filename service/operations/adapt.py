@@ -1,0 +1,175 @@
+"""Adapting a user to preference pairs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from service.backbone.protocol import Message
+from service.checkpoints import Checkpoint
+from service.mrm import Support, solve
+from service.mrm.metrics import bradley_terry_loss, pair_accuracy
+from service.mrm.state import FloatArray, UserState
+from service.observability.metrics import Metrics
+from service.operations.base_rewards import BaseRewardReader
+from service.operations.evidence import support_of
+from service.operations.texts import Text, pair_content_key
+from service.operations.user_states import UserStates
+from service.store.records import AdaptOutcome, Idempotency, NewPair, Solution, StoredPair
+from service.store.users import Mode, UserRepository
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One choice of a user.
+
+    Attributes:
+        messages: The prompt.
+        chosen: The completion that the user preferred.
+        rejected: The other one.
+        strength: Weight of this choice, 1 for a plain one.
+        id: The caller's name for it, or None: then what it says is its name, and saying it twice changes nothing.
+    """
+
+    messages: Sequence[Message]
+    chosen: str
+    rejected: str
+    strength: float
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """The stored outcome and milliseconds by stage."""
+
+    outcome: AdaptOutcome
+    timings_ms: Mapping[str, float]
+
+
+class Adapt:
+    """The use case behind `POST /users/{id}/adapt`.
+
+    The device works before anything is locked; then one transaction stores the pairs, solves and writes the version.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_rewards: BaseRewardReader,
+        users: UserStates,
+        repository: UserRepository,
+        executor: Executor,
+        checkpoint: Checkpoint,
+        metrics: Metrics,
+    ) -> None:
+        self._base_rewards = base_rewards
+        self._users = users
+        self._repository = repository
+        self._executor = executor
+        self._checkpoint = checkpoint
+        self._metrics = metrics
+
+    async def __call__(
+        self,
+        tenant_id: str,
+        user_id: str,
+        pairs: Sequence[PreferencePair],
+        *,
+        mode: Mode,
+        truncate: bool,
+        idempotency_key: str | None = None,
+        body: bytes = b"",
+    ) -> Adapted:
+        """Store `pairs` and adapt the user to all of theirs.
+
+        With an `idempotency_key` the answer is kept, and given again to the same key with the same `body`.
+
+        Raises:
+            InvalidInput: Pairs that cannot be scored or whose id means another pair; an Idempotency-Key used before
+                with another body. Nothing was stored.
+            Overloaded, Unavailable, EngineError: Nothing was stored, except where the database went away after the
+                commit: repeat with the same Idempotency-Key to learn which.
+        """
+        started = time.perf_counter()
+        texts = []
+        for i, pair in enumerate(pairs):
+            texts.append(Text(pair.messages, pair.chosen, f"pairs[{i}].chosen"))
+            texts.append(Text(pair.messages, pair.rejected, f"pairs[{i}].rejected"))
+        base = await self._base_rewards.read(tenant_id, texts, truncate=truncate)
+        new_pairs = []
+        for i, pair in enumerate(pairs):
+            chosen, rejected = 2 * i, 2 * i + 1
+            content_key = pair_content_key(base.keys[chosen], base.keys[rejected], pair.strength)
+            new_pairs.append(
+                NewPair(
+                    pair_id=pair.id if pair.id is not None else content_key.hex(),
+                    content_key=content_key,
+                    diff_K=base.rewards_BK[chosen] - base.rewards_BK[rejected],
+                    strength=pair.strength,
+                )
+            )
+        idempotency = None
+        if idempotency_key is not None:
+            idempotency = Idempotency(idempotency_key, hashlib.sha256(body).digest())
+        stored_at = time.perf_counter()
+        solve_s = 0.0
+
+        def solve_timed(stored: Sequence[StoredPair]) -> Solution:
+            nonlocal solve_s
+            solve_started = time.perf_counter()
+            solution = self._solve(stored)
+            solve_s = time.perf_counter() - solve_started
+            return solution
+
+        # A caller that leaves must not stop a transaction half-way: the thread runs to its end.
+        outcome, user = await asyncio.get_running_loop().run_in_executor(
+            self._executor,
+            lambda: self._repository.adapt(
+                tenant_id,
+                user_id,
+                new_pairs,
+                mode=mode,
+                heads_id=self._checkpoint.heads_id,
+                checkpoint_id=self._checkpoint.checkpoint_id,
+                idempotency=idempotency,
+                solve=solve_timed,
+            ),
+        )
+        store_s = time.perf_counter() - stored_at - solve_s
+        self._users.publish(user)
+        for stage, seconds in (("solve", solve_s), ("store", store_s)):
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        self._metrics.adaptations.labels("replayed" if outcome.replayed else "stored").inc()
+        self._metrics.pairs_adapted.inc(0 if outcome.replayed else outcome.pairs_stored)
+        return Adapted(
+            outcome,
+            {
+                "tokenise": base.tokenise_s * 1e3,
+                "engine": base.engine_s * 1e3,
+                "solve": solve_s * 1e3,
+                "store": store_s * 1e3,
+                "total": (time.perf_counter() - started) * 1e3,
+            },
+        )
+
+    def _solve(self, stored: Sequence[StoredPair]) -> Solution:
+        support = support_of(stored, self._checkpoint.heads)
+        state = solve(support, self._checkpoint.start)
+        report: dict[str, float | None] = {}
+        for when, at in (("before", self._users.start), ("after", state)):
+            report |= {f"support_{name}_{when}": value for name, value in _fit(support, at).items()}
+        return Solution(state.weights_K, state.factor, report)
+
+
+def _fit(support: Support, state: UserState) -> dict[str, float | None]:
+    if len(support) == 0:
+        return {"loss": None, "accuracy": None}
+    margins_P: FloatArray = support.diffs_PK @ state.weights_K
+    return {
+        "loss": bradley_terry_loss(margins_P, support.strengths_P),
+        "accuracy": pair_accuracy(margins_P, support.strengths_P),
+    }

@@ -1,0 +1,137 @@
+"""Texts to base rewards: content cache, rendering, single flight, engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
+from service.errors import FieldIssue, InvalidInput
+from service.observability.metrics import Metrics
+from service.operations.engine import Engine
+from service.operations.single_flight import SingleFlight
+from service.operations.texts import Text, TextKeys, token_key
+from service.store.caches import BaseRewardCache, CachedBaseRewards
+
+CacheScope = Literal["tenant", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRewards:
+    """Base rewards of a request's texts.
+
+    Attributes:
+        rewards_BK: [B, K], in the order of the texts.
+        keys: The text_key of each.
+        truncated: Indices of the texts that were shortened to fit the backbone.
+        tokens: Tokens that the engine computed for this request; 0 where everything was cached.
+        tokenise_s: Seconds of rendering and tokenising.
+        engine_s: Seconds of waiting for the engine.
+    """
+
+    rewards_BK: npt.NDArray[np.float64]
+    keys: Sequence[bytes]
+    truncated: Sequence[int]
+    tokens: int
+    tokenise_s: float
+    engine_s: float
+
+
+class BaseRewardReader:
+    """The only way from a text to base rewards; every front door and every adaptation goes through it.
+
+    Lives on one event loop. Entries of the cache hold numbers under a keyed digest, no user and no text.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        renderer: Renderer,
+        keys: TextKeys,
+        cache: BaseRewardCache,
+        cache_scope: CacheScope,
+        metrics: Metrics,
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._keys = keys
+        self._cache = cache
+        self._cache_scope = cache_scope
+        self._metrics = metrics
+        self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
+
+    async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> BaseRewards:
+        """Base rewards of `texts`, from the cache or the engine.
+
+        Raises:
+            InvalidInput: Texts are too long and `truncate` is false, or cannot be rendered; every one is listed.
+            Overloaded: The engine's queue is full; nothing was computed.
+            Unavailable, EngineError: From the engine.
+        """
+        scope = tenant_id if self._cache_scope == "tenant" else ""
+        keys = self._text_keys(scope, texts)
+        now = time.monotonic()
+        entries: list[CachedBaseRewards | None] = [self._cache.get(key, now) for key in keys]
+        # A text that was shortened for another caller is no answer for one who did not ask for that: rendering it
+        # again reports its length.
+        missing = [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]
+        self._metrics.base_reward_cache.labels("hit").inc(len(texts) - len(missing))
+        tokenise_s = engine_s = 0.0
+        tokens = 0
+        if missing:
+            self._metrics.base_reward_cache.labels("miss").inc(len(missing))
+            started = time.perf_counter()
+            tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
+            tokenise_s = time.perf_counter() - started
+            tokens = sum(len(text.token_ids) for text in tokenised)
+            started = time.perf_counter()
+            computed = await self._compute(scope, tokenised)
+            engine_s = time.perf_counter() - started
+            for i, text, rewards_K in zip(missing, tokenised, computed, strict=True):
+                entry = CachedBaseRewards(rewards_K, len(text.token_ids), text.truncated)
+                self._cache.put(keys[i], entry, now)
+                entries[i] = entry
+        known = [entry for entry in entries if entry is not None]
+        return BaseRewards(
+            rewards_BK=np.array([entry.base_rewards_K for entry in known]),
+            keys=keys,
+            truncated=[i for i, entry in enumerate(known) if entry.truncated],
+            tokens=tokens,
+            tokenise_s=tokenise_s,
+            engine_s=engine_s,
+        )
+
+    def _text_keys(self, scope: str, texts: Sequence[Text]) -> list[bytes]:
+        prompt_keys: dict[int, bytes] = {}
+        keys = []
+        for text in texts:
+            prompt_key = prompt_keys.get(id(text.messages))
+            if prompt_key is None:
+                prompt_key = prompt_keys[id(text.messages)] = self._keys.prompt(scope, text.messages)
+            keys.append(self._keys.text(prompt_key, text.completion))
+        return keys
+
+    def _tokenise(self, texts: Sequence[Text], truncate: bool) -> list[TokenisedText]:
+        tokenised = []
+        issues = []
+        for text in texts:
+            try:
+                tokenised.append(self._renderer.tokenise(text.messages, text.completion, truncate=truncate))
+            except UnrenderableText as error:
+                issues.append(FieldIssue(text.field, str(error)))
+        if issues:
+            raise InvalidInput(issues)
+        return tokenised
+
+    async def _compute(self, scope: str, texts: Sequence[TokenisedText]) -> list[npt.NDArray[np.float64]]:
+        return await self._flights.run(
+            [token_key(scope, text.token_ids) for text in texts],
+            lambda indices: self._engine.submit([texts[i].token_ids for i in indices]),
+        )

@@ -1,0 +1,33 @@
+"""What the operations need of an engine: texts in, base rewards out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Engine(Protocol):
+    """The worker in this process, or one behind a socket."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answers."""
+        ...
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that were accepted and not yet answered."""
+        ...
+
+    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[npt.NDArray[np.float64]]]:
+        """Accept all texts (token ids) or none; each future ends in base rewards [K] or an error of its own.
+
+        Raises:
+            Overloaded: The queue cannot take them; nothing was accepted.
+            Unavailable: The engine is down.
+        """
+        ...

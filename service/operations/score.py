@@ -1,0 +1,128 @@
+"""Personalised rewards for completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.backbone.protocol import Message
+from service.errors import EngineError
+from service.mrm.combine import ranking, reward_std, rewards
+from service.observability.metrics import Metrics
+from service.operations.base_rewards import BaseRewardReader
+from service.operations.texts import Text
+from service.operations.user_states import ResolvedUser, Standing, UserStates
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """Completions of one prompt, to be ranked for one user.
+
+    Attributes:
+        user_id: Whose taste; an unknown user gets the meta-learned start.
+        messages: The prompt.
+        completions: At least one.
+        min_version: The least version of the user to score with.
+        field: Path of this item in the request, with a trailing dot, or empty.
+    """
+
+    user_id: str
+    messages: Sequence[Message]
+    completions: Sequence[str]
+    min_version: int = 0
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The answer to one item: rewards, their deviations, and indices from best to worst."""
+
+    user_id: str
+    standing: Standing
+    version: int
+    rewards: list[float]
+    reward_std: list[float] | None
+    order: list[int]
+    base_rewards: list[list[float]] | None
+    truncated: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """Answers in the order of the items, and milliseconds by stage."""
+
+    results: list[Scored]
+    timings_ms: Mapping[str, float]
+
+
+class Score:
+    """The use case behind `POST /score`."""
+
+    def __init__(self, *, base_rewards: BaseRewardReader, users: UserStates, metrics: Metrics) -> None:
+        self._base_rewards = base_rewards
+        self._users = users
+        self._metrics = metrics
+
+    async def __call__(
+        self, tenant_id: str, items: Sequence[ScoreItem], *, truncate: bool, return_base_rewards: bool
+    ) -> ScoreAnswer:
+        """Score every item; all are answered or the request fails whole.
+
+        Raises:
+            InvalidInput: Texts that cannot be scored, each by its field.
+            Conflict: A user has not reached `min_version`.
+            Overloaded, Unavailable, EngineError: See `service/errors.py`.
+        """
+        started = time.perf_counter()
+        resolved = [await self._users.resolve(tenant_id, item.user_id, item.min_version) for item in items]
+        user_s = time.perf_counter() - started
+        texts = [
+            Text(item.messages, completion, f"{item.field}completions[{i}]")
+            for item in items
+            for i, completion in enumerate(item.completions)
+        ]
+        base = await self._base_rewards.read(tenant_id, texts, truncate=truncate)
+        results = []
+        offset = 0
+        for item, user in zip(items, resolved, strict=True):
+            end = offset + len(item.completions)
+            truncated = [index - offset for index in base.truncated if offset <= index < end]
+            results.append(_score_item(item, user, base.rewards_BK[offset:end], truncated, return_base_rewards))
+            offset = end
+            self._metrics.users_scored.labels(user.standing).inc()
+        self._metrics.completions.inc(len(texts))
+        self._metrics.stage_seconds.labels("user").observe(user_s)
+        timings_ms = {"user": user_s * 1e3}
+        if base.tokens:
+            self._metrics.stage_seconds.labels("tokenise").observe(base.tokenise_s)
+            self._metrics.stage_seconds.labels("engine").observe(base.engine_s)
+            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
+        timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        return ScoreAnswer(results, timings_ms)
+
+
+def _score_item(
+    item: ScoreItem,
+    user: ResolvedUser,
+    base_rewards_BK: npt.NDArray[np.float64],
+    truncated: list[int],
+    return_base_rewards: bool,
+) -> Scored:
+    rewards_B = rewards(base_rewards_BK, user.state)
+    if not np.isfinite(rewards_B).all():
+        raise EngineError("a reward is not finite; it is not served")
+    std_B = reward_std(base_rewards_BK, user.state)
+    return Scored(
+        user_id=item.user_id,
+        standing=user.standing,
+        version=user.version,
+        rewards=rewards_B.tolist(),
+        reward_std=None if std_B is None else std_B.tolist(),
+        order=ranking(rewards_B),
+        base_rewards=base_rewards_BK.tolist() if return_base_rewards else None,
+        truncated=truncated,
+    )

@@ -1,0 +1,76 @@
+"""One computation for everybody who asks for the same text at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class _Flight(Generic[Result]):
+    __slots__ = ("future", "waiters")
+
+    def __init__(self, future: asyncio.Future[Result]) -> None:
+        self.future = future
+        self.waiters = 0
+
+
+class SingleFlight(Generic[Result]):
+    """Joins callers who ask for one key while it is being computed. Lives on one event loop.
+
+    A caller that leaves does not take the answer from the others; when the last one leaves, the work is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[bytes, _Flight[Result]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def run(
+        self, keys: Sequence[bytes], submit: Callable[[Sequence[int]], Sequence[Future[Result]]]
+    ) -> list[Result]:
+        """Results for `keys`, in order.
+
+        Args:
+            keys: What to compute; may repeat.
+            submit: Called at most once, with the indices of the keys that nobody computes yet; gives a future each,
+                or raises, and then nothing was started.
+        """
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(keys):
+            if key not in self._flights and key not in first:
+                first[key] = index
+        if first:
+            for key, future in zip(first, submit(list(first.values())), strict=True):
+                self._start(key, future)
+        flights = [self._flights[key] for key in keys]
+        for flight in flights:
+            flight.waiters += 1
+        try:
+            # Shielded, because cancelling this caller must not cancel a flight that others share.
+            return list(await asyncio.gather(*(asyncio.shield(flight.future) for flight in flights)))
+        finally:
+            for key, flight in zip(keys, flights, strict=True):
+                flight.waiters -= 1
+                if flight.waiters == 0:
+                    self._forget(key, flight)  # before cancelling: nobody may join a flight that is being cancelled
+                    flight.future.cancel()
+
+    def _start(self, key: bytes, future: Future[Result]) -> None:
+        flight = _Flight(asyncio.wrap_future(future))
+        self._flights[key] = flight
+
+        def land(done: asyncio.Future[Result]) -> None:
+            self._forget(key, flight)
+            if not done.cancelled():
+                done.exception()  # retrieved here, so that a failure whose callers have left is not reported as lost
+
+        flight.future.add_done_callback(land)
+
+    def _forget(self, key: bytes, flight: _Flight[Result]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]

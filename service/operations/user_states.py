@@ -1,0 +1,150 @@
+"""The state of a user: from memory, the database, or the checkpoint's start."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from service.checkpoints import Checkpoint
+from service.errors import Conflict, Unavailable
+from service.mrm import Support, UserState, solve
+from service.observability.metrics import Metrics
+from service.operations.evidence import support_of
+from service.store.caches import UserCache
+from service.store.records import StoredUser
+from service.store.users import UserRepository
+
+Standing = Literal["adapted", "cold_start", "stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedUser:
+    """What a score needs to know of a user.
+
+    Attributes:
+        state: Weights and posterior factor.
+        standing: `adapted`; `cold_start` where the user is unknown and the start serves; `stale` where the database
+            does not answer and a remembered state serves.
+        version: The user's version, 0 for a cold start.
+    """
+
+    state: UserState
+    standing: Standing
+    version: int
+
+
+class UserStates:
+    """Resolves users. Lives on one event loop; the database is asked from threads.
+
+    A remembered state is trusted for `revalidate_s`; after that the database is asked again, once for all callers.
+    While the database does not answer, a remembered state serves until it is `stale_limit_s` old. A user who is not
+    remembered gets an error then, never a silent cold start.
+    """
+
+    def __init__(
+        self,
+        *,
+        repository: UserRepository,
+        executor: Executor,
+        cache: UserCache,
+        checkpoint: Checkpoint,
+        stale_limit_s: float,
+        metrics: Metrics,
+        revalidate_s: float = 1.0,
+    ) -> None:
+        self._repository = repository
+        self._executor = executor
+        self._cache = cache
+        self._checkpoint = checkpoint
+        self._stale_limit_s = stale_limit_s
+        self._revalidate_s = revalidate_s
+        self._metrics = metrics
+        self._start = solve(Support.empty(checkpoint.heads), checkpoint.start)
+        self._reads: dict[tuple[str, str], asyncio.Future[StoredUser | None]] = {}
+
+    @property
+    def start(self) -> UserState:
+        """The state of somebody who has not adapted."""
+        return self._start
+
+    async def resolve(self, tenant_id: str, user_id: str, min_version: int = 0) -> ResolvedUser:
+        """The state of one user, at least at `min_version` (read-your-writes on any replica).
+
+        Raises:
+            Unavailable: The database does not answer and nothing is remembered.
+            Conflict: The user has not reached `min_version`.
+        """
+        now = time.monotonic()
+        entry = self._cache.get_fresh((tenant_id, user_id), now, self._revalidate_s)
+        if entry is not None and (entry.user.version if entry.user else 0) >= min_version:
+            self._metrics.user_cache.labels("hit").inc()
+            return self._resolved(entry.user)
+        self._metrics.user_cache.labels("miss").inc()
+        try:
+            user = await self._read(tenant_id, user_id)
+        except Unavailable:
+            stale = self._cache.get_stale((tenant_id, user_id), now, self._stale_limit_s)
+            if stale is None or stale.user is None or stale.user.version < min_version:
+                raise
+            return self._resolved(stale.user, stale=True)
+        version = user.version if user else 0
+        if version < min_version:
+            raise Conflict(f"min_version is {min_version}, but this user is at version {version}")
+        return self._resolved(user)
+
+    def publish(self, user: StoredUser) -> None:
+        """Remember a user as just committed, unless something newer is remembered."""
+        self._cache.publish(user, time.monotonic())
+
+    def publish_absent(self, tenant_id: str, user_id: str) -> None:
+        """Remember that a user was just erased."""
+        self._cache.publish_absent(tenant_id, user_id, time.monotonic())
+
+    async def _read(self, tenant_id: str, user_id: str) -> StoredUser | None:
+        """The user from the database, read once for all who ask meanwhile."""
+        key = (tenant_id, user_id)
+        reading = self._reads.get(key)
+        if reading is None:
+            began = time.monotonic()
+            reading = asyncio.get_running_loop().run_in_executor(self._executor, self._load, tenant_id, user_id)
+            self._reads[key] = reading
+
+            def remember(done: asyncio.Future[StoredUser | None]) -> None:
+                del self._reads[key]
+                if done.cancelled() or done.exception() is not None:
+                    return
+                user = done.result()
+                if user is None:
+                    self._cache.publish_absent(tenant_id, user_id, began)
+                else:
+                    self._cache.publish(user, began)
+
+            reading.add_done_callback(remember)
+        # Shielded: a caller that leaves must not take the answer from the others.
+        return await asyncio.shield(reading)
+
+    def _load(self, tenant_id: str, user_id: str) -> StoredUser | None:
+        user = self._repository.get(tenant_id, user_id)
+        if user is None or user.checkpoint_id == self._checkpoint.checkpoint_id:
+            return user
+        # Adapted under another checkpoint. Pairs under the same heads are evidence for this one's start as well;
+        # under other heads there are none, and the start it is.
+        pairs = self._repository.pairs(tenant_id, user_id, self._checkpoint.heads_id)
+        state = solve(support_of(pairs, self._checkpoint.heads), self._checkpoint.start)
+        return replace(
+            user,
+            checkpoint_id=self._checkpoint.checkpoint_id,
+            heads_id=self._checkpoint.heads_id,
+            weights_K=state.weights_K,
+            factor=state.factor,
+            pairs=len(pairs),
+        )
+
+    def _resolved(self, user: StoredUser | None, *, stale: bool = False) -> ResolvedUser:
+        if user is None:
+            return ResolvedUser(self._start, "cold_start", 0)
+        standing: Standing = "stale" if stale else "adapted" if user.pairs else "cold_start"
+        return ResolvedUser(UserState(user.weights_K, user.factor), standing, user.version)

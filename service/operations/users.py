@@ -1,0 +1,59 @@
+"""Looking at users, and forgetting them."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+
+from service.errors import NotFound
+from service.operations.user_states import UserStates
+from service.store.records import StoredUser
+from service.store.users import UserRepository
+
+__all__ = ["StoredUser", "Users"]
+
+
+class Users:
+    """The use cases behind `/users`. They ask the database, never memory."""
+
+    def __init__(self, *, repository: UserRepository, executor: Executor, states: UserStates) -> None:
+        self._repository = repository
+        self._executor = executor
+        self._states = states
+
+    async def get(self, tenant_id: str, user_id: str) -> StoredUser:
+        """One user.
+
+        Raises:
+            NotFound: Nobody of this id has adapted.
+            Unavailable: The database does not answer.
+        """
+        user = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._repository.get, tenant_id, user_id
+        )
+        if user is None:
+            raise NotFound("No such user: nobody has adapted under this id. /score serves them from the start.")
+        return user
+
+    async def page(self, tenant_id: str, after: str | None, limit: int) -> tuple[list[StoredUser], str | None]:
+        """Up to `limit` users behind `after`, and the id to continue behind, or None on the last page."""
+        users = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._repository.list, tenant_id, after, limit + 1
+        )
+        more = len(users) > limit
+        users = users[:limit]
+        return users, users[-1].user_id if more else None
+
+    async def erase(self, tenant_id: str, user_id: str) -> None:
+        """Delete a user, their pairs and kept answers.
+
+        Raises:
+            NotFound: There is no such user.
+            Unavailable: The database does not answer.
+        """
+        erased = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._repository.erase, tenant_id, user_id
+        )
+        self._states.publish_absent(tenant_id, user_id)
+        if not erased:
+            raise NotFound("No such user: nothing to delete.")

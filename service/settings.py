@@ -1,0 +1,134 @@
+"""Every setting, read once at the top: environment variables or a `.env` file, overridden by command-line flags.
+
+`.env.example` lists them all; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigurationError
+
+DEMO_CHECKPOINT = Path(__file__).parent / "checkpoints" / "demo"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The server's settings. Frozen: nothing below the composition root sees this class, only values."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", frozen=True, extra="ignore")
+
+    # Where it listens
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback only, because there are no keys yet.")
+    port: Port = Field(8000, description="Port of the REST API; 0 picks a free one.")
+    metrics_port: Port | None = Field(9464, description="Port of /metrics on the same address; empty turns it off.")
+
+    # What it serves
+    checkpoint: Path = Field(DEMO_CHECKPOINT, description="Checkpoint directory.")
+    backbone: str = Field("", description="`minilm`, a hub id or a path; empty takes the one the checkpoint names.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, else float32.")
+    max_tokens: Count | None = Field(None, description="Longest text in tokens; empty: 4096 or the model's own limit.")
+    max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")
+    max_queue_tokens: Count = Field(524_288, description="Tokens that may wait; beyond it requests get 503.")
+
+    # Where it keeps users
+    data_dir: Path = Field(Path(".metareward"), description="Folder of the embedded database and the generated secret.")
+    database_url: SecretStr = Field(
+        SecretStr(""), description="postgresql://user:password@host/name; empty: SQLite in DATA_DIR."
+    )
+    database_pool_size: Count = Field(8, description="Connections, and threads that wait for them.")
+    database_timeout_s: Seconds = Field(5.0, description="Longest wait for a connection or a statement.")
+    auto_migrate: bool | None = Field(None, description="Migrate at start; empty: only an embedded SQLite database.")
+    secret_key: SecretStr = Field(
+        SecretStr(""), description="Keys the digests of texts; empty: generated in DATA_DIR. Replicas must share one."
+    )
+
+    # What it remembers
+    cache_scope: Literal["tenant", "shared"] = Field("tenant", description="Who shares cached base rewards.")
+    base_reward_cache_entries: Count = Field(200_000, description="Texts whose base rewards stay in memory.")
+    base_reward_cache_ttl_s: Seconds = Field(86_400.0, description="Age at which they expire.")
+    user_cache_entries: Count = Field(100_000, description="Users whose state stays in memory.")
+    stale_limit_s: Seconds = Field(300.0, description="Longest time to serve a user's cached state without a database.")
+
+    # What it accepts
+    support_limit: Count = Field(1000, description="Newest pairs of a user that a solve uses.")
+    max_pairs: Count = Field(1000, description="Pairs in one adapt request.")
+    max_completions: Count = Field(4096, description="Completions in one score request.")
+    max_text_bytes: Count = Field(262_144, description="Bytes of one prompt or completion.")
+    max_body_bytes: Count = Field(33_554_432, description="Bytes of one request.")
+    idempotency_ttl_s: Seconds = Field(86_400.0, description="How long an Idempotency-Key is remembered.")
+    request_timeout_s: Seconds = Field(60.0, description="Longest time a request may take; then 503.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+
+    @field_validator("backbone", "device", mode="after")
+    @classmethod
+    def _no_blank_ends(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("metrics_port", "max_tokens", "auto_migrate", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _only_loopback(self) -> Settings:
+        if not is_loopback(self.host):
+            raise ValueError(
+                f"host: {self.host!r} is refused; the API has no keys yet, so it listens on loopback only "
+                "(127.0.0.1, ::1 or localhost)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _queue_holds_a_batch(self) -> Settings:
+        if self.max_queue_tokens < self.max_batch_tokens:
+            raise ValueError("max_queue_tokens must be at least max_batch_tokens")
+        return self
+
+    @property
+    def embedded_database(self) -> bool:
+        """Whether users live in the SQLite file under `data_dir`."""
+        return not self.database_url.get_secret_value()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """`database_url`, or that of the embedded SQLite file. Holds a password: do not log it."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'metareward.db'}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address is reachable from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and `.env`, with `overrides` (None means: not given) on top.
+
+    Raises:
+        ConfigurationError: A value is impossible; the message names the setting and says why.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+            if e["loc"]
+            else e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
+        ]
+        raise ConfigurationError("settings: " + "; ".join(problems)) from error
