@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.special import expit
 
 from service.mrm.state import FloatArray
@@ -99,12 +99,12 @@ def _objective(margin_P: FloatArray, weights_P: FloatArray, theta_d: FloatArray,
 
 
 def _text_sums(pairs: Pairs, values_P: FloatArray, texts: int) -> FloatArray:
-    return np.bincount(pairs.chosen_P, weights=values_P, minlength=texts) - np.bincount(
-        pairs.rejected_P, weights=values_P, minlength=texts
-    )
+    gained_N = np.bincount(pairs.chosen_P, weights=values_P, minlength=texts)
+    lost_N = np.bincount(pairs.rejected_P, weights=values_P, minlength=texts)
+    return np.asarray(gained_N - lost_N, dtype=np.float64)
 
 
-def _laplacian(pairs: Pairs, edge_P: FloatArray, texts: int) -> coo_array:
+def _laplacian(pairs: Pairs, edge_P: FloatArray, texts: int) -> csr_array:
     rows = np.concatenate([pairs.chosen_P, pairs.rejected_P, pairs.chosen_P, pairs.rejected_P])
     columns = np.concatenate([pairs.chosen_P, pairs.rejected_P, pairs.rejected_P, pairs.chosen_P])
     data = np.concatenate([edge_P, edge_P, -edge_P, -edge_P])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,20 +30,18 @@ from service.training.selection import (
     TAUS,
     WEIGHTINGS,
     MeanChoice,
-    PriorChoice,
     choose_means,
     choose_prior,
 )
 from service.training.steps import OnStep, Steps, digest_of, no_progress
 
-Cold = Literal["auto", "cold", "warm"]
-
 RECIPE: Final = "eb"
 MAX_COMPONENTS: Final = 256
 # Above this share of texts without a training pair, users are taken to be judged on new texts.
 COLD_TEXT_SHARE: Final = 0.1
-"""Steps that a fit reports: features, choices (folds x powers, twice), the final prior."""
+# Steps that a fit reports: features, choices (folds x powers, twice), the final prior.
 STEPS: Final = 2 + 2 * FOLDS * len(POWERS)
+BASELINE_STEPS: Final = 1 + FOLDS * len(POWERS)
 
 
 def seen_data(dataset: EmbeddedDataset, split: str) -> SeenData:
@@ -81,12 +79,14 @@ class EmpiricalBayesFit:
         heads_KD: A, float64.
         bias_K: b.
         start: Start and prior.
-        report: How it was chosen, JSON-able.
+        summary: What was chosen and how it did, JSON-able, the same in every run: goes into the checkpoint.
+        report: All candidates and the time taken, JSON-able.
     """
 
     heads_KD: FloatArray
     bias_K: FloatArray
     start: GaussianStart
+    summary: dict[str, Any]
     report: dict[str, Any]
 
 
@@ -143,22 +143,37 @@ def fit_empirical_bayes(
     # a start that stays where it is needs no temperature: the mean's scale is calibrated
     logit_scale = made.noise_factor * choice.logit_scale if choice.personalises else 1.0
     start = GaussianStart(made.start_K, made.precision(choice.tau), 1.0 / logit_scale)
-    report = {
+    summary = {
         "recipe": RECIPE,
         "heads": heads,
         "seed": seed,
-        "cold": cold,
+        "new_texts": cold,
         "users": data.users,
         "pairs": len(data.pairs),
         "texts": len(data.hidden_ND),
         "components": len(mean_d),
-        "noise_factor": made.noise_factor,
-        "temperature": start.temperature,
+        "power": choice.mean.power,
+        "ridge": choice.mean.ridge,
+        "weighting": choice.mean.weighting,
+        "tau": choice.tau,
+        "personalises": choice.personalises,
+        "validation_loss": choice.loss,
+        "validation_loss_of_population": choice.plain_loss,
+        "standard_error": choice.standard_error,
+    }
+    report = {
+        "summary": summary,
         "choice": choice.as_json(),
         "means": [asdict(mean) for mean in means],
+        "start": {
+            "mean": made.start_K.tolist(),
+            "covariance": (choice.tau * made.covariance_KK).tolist(),
+            "noise_factor": made.noise_factor,
+            "temperature": start.temperature,
+        },
         "seconds": time.perf_counter() - started,
     }
-    return EmpiricalBayesFit(heads_KD, bias_K, start, report)
+    return EmpiricalBayesFit(heads_KD, bias_K, start, summary, report)
 
 
 def fit_tuned_bradley_terry(
@@ -180,11 +195,11 @@ def train_empirical_bayes(
     split: str,
     heads: int = 8,
     seed: int = 0,
-    cold: Cold = "auto",
+    new_texts: bool | None = None,
     name: str | None = None,
     cache: Path | None = None,
     on_step: OnStep = no_progress,
-) -> Checkpoint:
+) -> tuple[Checkpoint, dict[str, Any]]:
     """Fit the recipe on a split of an embedded data set and make a checkpoint of it.
 
     Args:
@@ -192,20 +207,20 @@ def train_empirical_bayes(
         split: Name of the split; only its training part is read.
         heads: K.
         seed: Decides the validation folds.
-        cold: Whether users will be judged on new texts; `auto` asks `is_cold`.
+        new_texts: Whether users will be judged on new texts; None asks `is_cold`.
         name: Name of the checkpoint.
         cache: Directory for finished steps.
         on_step: Called after each of `STEPS` steps.
 
     Returns:
-        The checkpoint; its `training` says what was chosen and how it did on held-out seen users.
+        The checkpoint, whose `training` says what was chosen and how it did on held-out seen users, and the full
+        report of the fit, JSON-able.
     """
-    new_texts = is_cold(dataset, split) if cold == "auto" else cold == "cold"
-    fit = fit_empirical_bayes(seen_data(dataset, split), heads, seed, new_texts, cache, on_step)
+    cold = is_cold(dataset, split) if new_texts is None else new_texts
+    fit = fit_empirical_bayes(seen_data(dataset, split), heads, seed, cold, cache, on_step)
     source = dataset.manifest.source
-    return make_checkpoint(
-        dataset, fit, name or f"{RECIPE}-k{heads}", {"data": source.name, "format": source.format, "split": split}
-    )
+    provenance = {"data": source.name, "format": source.format, "split": split}
+    return make_checkpoint(dataset, fit, name or f"{RECIPE}-k{heads}", provenance), {**provenance, **fit.report}
 
 
 def make_checkpoint(
@@ -214,7 +229,10 @@ def make_checkpoint(
     """The fit with its backbone's identity and the golden texts' base rewards."""
     backbone = dataset.backbone
     heads_KD, bias_K = fit.heads_KD.astype(np.float32), fit.bias_K.astype(np.float32)
-    golden_GK = dataset.golden_GD.astype(np.float64) @ heads_KD.T.astype(np.float64) + bias_K
+    golden = None
+    if len(dataset.golden_GD):
+        golden_GK = dataset.golden_GD.astype(np.float64) @ heads_KD.T.astype(np.float64) + bias_K
+        golden = Golden(texts_id=dataset.manifest.input.golden_texts_id, base_rewards=golden_GK.tolist())
     return Checkpoint(
         name=name,
         backbone=BackboneIdentity(
@@ -226,13 +244,14 @@ def make_checkpoint(
         A_KD=heads_KD,
         b_K=bias_K,
         start=fit.start,
-        golden=Golden(texts_id=dataset.manifest.input.golden_texts_id, base_rewards=golden_GK.tolist()),
-        training={**provenance, **fit.report},
+        golden=golden,
+        training={**provenance, **fit.summary},
     )
 
 
 def _reduced(data: SeenData, steps: Steps) -> tuple[Projection, FloatArray]:
     """Hidden states in at most `MAX_COMPONENTS` orthonormal directions: lossless for few texts, and small."""
+
     def compute() -> dict[str, FloatArray]:
         components = principal_components(data.hidden_ND, data.prompt_N, MAX_COMPONENTS)
         return {"mean_D": components.mean_D, "basis_Dd": components.basis_Dd}

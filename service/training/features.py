@@ -75,9 +75,7 @@ class Projection:
         return heads_KD, -heads_KD @ self.mean_D
 
 
-def principal_components(
-    hidden_ND: npt.NDArray[np.floating], prompt_N: IntArray, max_components: int
-) -> Components:
+def principal_components(hidden_ND: npt.NDArray[np.floating], prompt_N: IntArray, max_components: int) -> Components:
     """Components of texts, at most `max_components`, without those whose deviation is under 1e-4 of the largest.
 
     Args:

@@ -99,9 +99,7 @@ def make_folds(pairs: Pairs, prompt_N: IntArray, cold: bool, seed: int, folds: i
     return [_make_fold(pairs, prompt_N, fold_U == number, cold, rng) for number in range(folds)]
 
 
-def _make_fold(
-    pairs: Pairs, prompt_N: IntArray, held_U: BoolArray, cold: bool, rng: np.random.Generator
-) -> Fold:
+def _make_fold(pairs: Pairs, prompt_N: IntArray, held_U: BoolArray, cold: bool, rng: np.random.Generator) -> Fold:
     held_P = held_U[pairs.user_P]
     known_P = new_P = np.ones(len(pairs), bool)
     if cold:
@@ -115,8 +113,8 @@ def _make_fold(
     if len(rehearsed_U) > MAX_HELD_OUT_USERS:
         rehearsed_U = np.sort(rng.choice(rehearsed_U, MAX_HELD_OUT_USERS, replace=False))
     rows_of = _rows_by_user(pairs)
-    sides = []
-    for user in rehearsed_U:
+    sides: list[tuple[int, IntArray, IntArray]] = []
+    for user in rehearsed_U.tolist():
         rows = rows_of[user]
         if cold:
             sides.append((user, rng.permutation(rows[known_P[rows]]), rows[new_P[rows]]))
@@ -128,7 +126,7 @@ def _make_fold(
 def _held_out_texts(prompt_N: IntArray, rng: np.random.Generator) -> BoolArray:
     prompt_code_N = codes(prompt_N)
     prompts = int(prompt_code_N.max()) + 1
-    # pairs compare texts of one prompt: hold out whole prompts as soon as there are enough of them to learn from the rest
+    # pairs compare texts of one prompt: hold out whole prompts as soon as there are enough to learn from the rest
     unit_N = prompt_code_N if prompts >= 2 * MIN_GROUPS else np.arange(len(prompt_N))
     units = int(unit_N.max()) + 1
     held_M = np.zeros(units, bool)
@@ -138,7 +136,7 @@ def _held_out_texts(prompt_N: IntArray, rng: np.random.Generator) -> BoolArray:
 
 def _rows_by_user(pairs: Pairs) -> list[IntArray]:
     order = np.argsort(pairs.user_P, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(pairs.user_P, minlength=pairs.users))[:-1])
+    return list(np.split(order, np.cumsum(np.bincount(pairs.user_P, minlength=pairs.users))[:-1]))
 
 
 def _text_disjoint(pairs: Pairs, rows: IntArray, rng: np.random.Generator) -> Iterator[tuple[IntArray, IntArray]]:

@@ -75,7 +75,7 @@ def make_heads(mean_d: FloatArray, covariance_dd: FloatArray, values_Nd: FloatAr
         directions_Kd,
         directions_Kd @ mean_d,
         _floored(inside_KK),
-        1.0 / np.sqrt(1.0 + np.pi * 2.0 * REMOVED_SHARE * rest / 8.0),
+        float(1.0 / np.sqrt(1.0 + np.pi * 2.0 * REMOVED_SHARE * rest / 8.0)),
     )
 
 

@@ -62,9 +62,9 @@ class Pairs:
     def weights(self, equal: str) -> FloatArray:
         """Weights [P] that sum to one, every pair (`equal="pairs"`) or every user (`"users"`) counting the same."""
         if equal == "pairs":
-            return self.strength_P / self.strength_P.sum()
+            return np.asarray(self.strength_P / self.strength_P.sum())
         of_user_U = np.bincount(self.user_P, weights=self.strength_P, minlength=self.users)
-        return self.strength_P / of_user_U[self.user_P] / np.count_nonzero(of_user_U)
+        return np.asarray(self.strength_P / of_user_U[self.user_P] / np.count_nonzero(of_user_U))
 
 
 @dataclass(frozen=True, slots=True)

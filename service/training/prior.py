@@ -15,13 +15,13 @@ from typing import Final
 import numpy as np
 
 from service.mrm.state import FloatArray
-from service.training.laplace import modes_in_features, modes_in_pairs
+from service.training.laplace import Modes, modes_in_features, modes_in_pairs
 from service.training.pairs import PaddedUsers, Pairs, padded_users
 
 ROUNDS: Final = 14
 PSEUDO_USERS: Final = 20.0
-# Doubles in the largest array of one batch: 32 MiB keeps a batch near the caches and memory flat in U.
-BATCH_DOUBLES: Final = 4 * 2**20
+# Doubles in the largest array of one batch: 2 MiB keeps a batch in the caches and memory flat in U.
+BATCH_DOUBLES: Final = 2**18
 
 
 def learn_prior(
@@ -44,29 +44,34 @@ def learn_prior(
     """
     d = values_Nd.shape[1]
     # the personal part of a logit starts with variance x' S x = 1
-    covariance_dd = np.eye(d) / (2.0 * d)
+    covariance_dd: FloatArray = np.eye(d) / (2.0 * d)
     mean_reward_N = values_Nd @ mean_d
-    longest = int(np.bincount(pairs.user_P).max())
-    batches = padded_users(pairs, budget=max(1, BATCH_DOUBLES // max(d, min(d, longest))))
+    batches = padded_users(pairs, budget=max(1, BATCH_DOUBLES // d))
+    slopes: list[FloatArray | None] = [None] * len(batches)
+    users = sum(len(batch.users_B) for batch in batches)
     for _ in range(rounds):
         total_dd = np.zeros((d, d))
-        users = 0
-        for batch in batches:
-            total_dd += second_moment(values_Nd, batch, mean_reward_N, covariance_dd)
-            users += len(batch.users_B)
+        for number, batch in enumerate(batches):
+            modes = posterior_modes(values_Nd, batch, mean_reward_N, covariance_dd, slopes[number])
+            total_dd += modes.covariance_sum_dd + modes.delta_Bd.T @ modes.delta_Bd
+            slopes[number] = modes.slope_BP
         t = np.trace(total_dd) / (users * d)
         covariance_dd = (total_dd + pseudo_users * t * np.eye(d)) / (users + pseudo_users)
-        covariance_dd = 0.5 * (covariance_dd + covariance_dd.T)
+        covariance_dd = np.asarray(0.5 * (covariance_dd + covariance_dd.T))
         on_round()
     return covariance_dd
 
 
-def second_moment(
-    values_Nd: FloatArray, batch: PaddedUsers, mean_reward_N: FloatArray, covariance_dd: FloatArray
-) -> FloatArray:
-    """sum_u C_u + delta_u delta_u' over a batch, [d, d]."""
+def posterior_modes(
+    values_Nd: FloatArray,
+    batch: PaddedUsers,
+    mean_reward_N: FloatArray,
+    covariance_dd: FloatArray,
+    start_BP: FloatArray | None = None,
+) -> Modes:
+    """The E-step of a batch, in whichever form has the smaller systems."""
     offset_BP = mean_reward_N[batch.chosen_BP] - mean_reward_N[batch.rejected_BP]
-    few_pairs = batch.chosen_BP.shape[1] < len(covariance_dd)
-    find = modes_in_pairs if few_pairs else modes_in_features
-    modes = find(batch.differences(values_Nd), offset_BP, batch.strength_BP, covariance_dd)
-    return modes.covariance_sum_dd + modes.delta_Bd.T @ modes.delta_Bd
+    diffs_BPd = batch.differences(values_Nd)
+    if batch.chosen_BP.shape[1] < len(covariance_dd):
+        return modes_in_pairs(diffs_BPd, offset_BP, batch.strength_BP, covariance_dd, start_BP)
+    return modes_in_features(diffs_BPd, offset_BP, batch.strength_BP, covariance_dd)

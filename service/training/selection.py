@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,8 @@ POWERS: Final = (0.0, 0.5, 1.0)
 RIDGES: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 WEIGHTINGS: Final = ("pairs", "users")
 TAUS: Final = (0.003, 0.01, 0.05, 0.2, 0.5, 1.0)
+# Logits that predict nothing are damped, not erased: a temperature stays finite.
+MIN_LOGIT_SCALE: Final = 1e-3
 # A prior so tight that no evidence moves a user: the plain population model in the same form.
 NO_TAU: Final = 1e-6
 
@@ -58,7 +61,7 @@ class PriorChoice:
         mean: The population model that it personalises.
         tau: Factor on the prior covariance; `NO_TAU` where personalisation did not pay.
         logit_scale: Fitted factor on logits that already carry the noise factor: temperature = 1 / both.
-        loss: Validation log-loss after few pairs, mean over held-out users and over shots.
+        loss: Validation log-loss of the best prior after few pairs, mean over held-out users and over shots.
         plain_loss: That of the population model on the same pairs.
         standard_error: Standard error over users of the difference.
         personalises: The gain exceeds one standard error.
@@ -85,9 +88,7 @@ def fold_projection(fold: Fold, values_ND: FloatArray, prompt_N: IntArray, power
     return principal_components(values_ND[rows], prompt_N[rows], values_ND.shape[1]).scaled(power)
 
 
-def choose_means(
-    folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, steps: Steps
-) -> list[MeanChoice]:
+def choose_means(folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, steps: Steps) -> list[MeanChoice]:
     """The best population model under each power.
 
     Args:
@@ -102,25 +103,17 @@ def choose_means(
 def _choose_mean(
     folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, power: float, steps: Steps
 ) -> MeanChoice:
-    margins_LJ = np.concatenate(
-        [
-            steps.run(
-                f"mean-{number}-p{power}", lambda fold=fold: _mean_margins(fold, values_ND, prompt_N, power)
-            )["margins_LJ"]
-            for number, fold in enumerate(folds)
-        ],
-        axis=1,
-    )
-    user_J = np.concatenate([fold.judged.user_P for fold in folds])
-    weights_J = _equal_users(user_J)
-    best: MeanChoice | None = None
-    for (weighting, ridge), margin_J in zip(_mean_candidates(), margins_LJ, strict=True):
+    judged = []
+    for number, fold in enumerate(folds):
+        compute = partial(_mean_margins, fold, values_ND, prompt_N, power)
+        judged.append(steps.run(f"mean-{number}-p{power}", compute)["margins_LJ"])
+    weights_J = _equal_users(np.concatenate([fold.judged.user_P for fold in folds]))
+    choices = []
+    for (weighting, ridge), margin_J in zip(_mean_candidates(), np.concatenate(judged, axis=1), strict=True):
         scale = fit_logit_scale(margin_J, weights_J)
         loss = float(weights_J @ np.logaddexp(0.0, -scale * margin_J))
-        if best is None or loss < best.loss:
-            best = MeanChoice(power, ridge, weighting, scale, loss)
-    assert best is not None
-    return best
+        choices.append(MeanChoice(power, ridge, weighting, scale, loss))
+    return min(choices, key=lambda choice: choice.loss)
 
 
 def _mean_candidates() -> list[tuple[str, float]]:
@@ -151,46 +144,66 @@ def choose_prior(
     The population model that must be beaten is the best of `means`; where the best prior does not beat it by more
     than one standard error of the per-user difference, that model stays.
     """
-    results = {
-        mean: [
-            steps.run(
-                f"prior-{number}-p{mean.power}-k{heads}",
-                lambda fold=fold, mean=mean: _prior_margins(fold, values_ND, prompt_N, mean, heads),
-            )
-            for number, fold in enumerate(folds)
-        ]
-        for mean in means
-    }
+    results = {mean: _judged_priors(folds, values_ND, prompt_N, mean, heads, steps) for mean in means}
     weights_J = np.concatenate([fold.episodes.weights() for fold in folds]) / len(folds)
     user_J = np.concatenate([fold.episodes.user_E[fold.episodes.episode_J] for fold in folds])
+
+    candidates = []
+    for mean, result in results.items():
+        for tau, margins_SJ in zip(TAUS, result["margins_TSJ"], strict=True):
+            candidates.append(_Candidate.judge(mean, tau, margins_SJ, weights_J))
+    best = min(candidates, key=lambda candidate: candidate.loss)
     plain = min(means, key=lambda mean: mean.loss)
-    plain_J = np.logaddexp(0.0, -np.concatenate([result["plain_J"] for result in results[plain]]))
-
-    best: tuple[float, MeanChoice, float, float, FloatArray] | None = None
-    losses = []
-    for mean, folds_of_mean in results.items():
-        for index, tau in enumerate(TAUS):
-            margins_SJ = np.concatenate([result["margins_TSJ"][index] for result in folds_of_mean], axis=1)
-            shot_weights = np.tile(weights_J, len(margins_SJ)) / len(margins_SJ)
-            scale = max(fit_logit_scale(margins_SJ.ravel(), shot_weights), 1e-3)
-            loss_J = np.logaddexp(0.0, -scale * margins_SJ).mean(axis=0)
-            loss = float(weights_J @ loss_J)
-            losses.append({"power": mean.power, "tau": tau, "loss": loss, "logit_scale": scale})
-            if best is None or loss < best[0]:
-                best = (loss, mean, tau, scale, loss_J)
-    assert best is not None
-    loss, mean, tau, scale, loss_J = best
-    gain_U = _user_means(plain_J - loss_J, weights_J, user_J)
-    standard_error = float(gain_U.std(ddof=1) / np.sqrt(len(gain_U)))
+    plain_J = np.logaddexp(0.0, -results[plain]["plain_J"])
     plain_loss = float(weights_J @ plain_J)
-    if plain_loss - loss > standard_error:
-        return PriorChoice(mean, tau, scale, loss, plain_loss, standard_error, True, losses)
-    return PriorChoice(plain, NO_TAU, 1.0, plain_loss, plain_loss, standard_error, False, losses)
+    gain_U = _user_means(plain_J - best.loss_J, weights_J, user_J)
+    standard_error = float(gain_U.std(ddof=1) / np.sqrt(len(gain_U)))
+    personalises = plain_loss - best.loss > standard_error
+    return PriorChoice(
+        mean=best.mean if personalises else plain,
+        tau=best.tau if personalises else NO_TAU,
+        logit_scale=best.logit_scale if personalises else 1.0,
+        loss=best.loss,
+        plain_loss=plain_loss,
+        standard_error=standard_error,
+        personalises=personalises,
+        losses=[
+            {"power": each.mean.power, "tau": each.tau, "loss": each.loss, "logit_scale": each.logit_scale}
+            for each in candidates
+        ],
+    )
 
 
-def _prior_margins(
-    fold: Fold, values_ND: FloatArray, prompt_N: IntArray, mean: MeanChoice, heads: int
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A prior as judged on held-out users."""
+
+    mean: MeanChoice
+    tau: float
+    logit_scale: float
+    loss: float
+    loss_J: FloatArray
+
+    @classmethod
+    def judge(cls, mean: MeanChoice, tau: float, margins_SJ: FloatArray, weights_J: FloatArray) -> _Candidate:
+        weights_SJ = np.tile(weights_J / len(margins_SJ), len(margins_SJ))
+        scale = max(fit_logit_scale(margins_SJ.ravel(), weights_SJ), MIN_LOGIT_SCALE)
+        loss_J = np.logaddexp(0.0, -scale * margins_SJ).mean(axis=0)
+        return cls(mean, tau, scale, float(weights_J @ loss_J), loss_J)
+
+
+def _judged_priors(
+    folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, mean: MeanChoice, heads: int, steps: Steps
 ) -> Arrays:
+    """`_prior_margins` of all folds, their judged pairs side by side."""
+    judged = []
+    for number, fold in enumerate(folds):
+        compute = partial(_prior_margins, fold, values_ND, prompt_N, mean, heads)
+        judged.append(steps.run(f"prior-{number}-p{mean.power}-k{heads}", compute))
+    return {name: np.concatenate([arrays[name] for arrays in judged], axis=-1) for name in judged[0]}
+
+
+def _prior_margins(fold: Fold, values_ND: FloatArray, prompt_N: IntArray, mean: MeanChoice, heads: int) -> Arrays:
     projection = fold_projection(fold, values_ND, prompt_N, mean.power)
     values_Nd = projection(values_ND)
     theta_d = fit_bradley_terry(values_Nd, fold.train, fold.train.weights(mean.weighting), mean.ridge)

@@ -60,7 +60,8 @@ class Steps:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        np.savez(temporary, allow_pickle=False, **arrays)
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
         temporary.replace(path)
 
 

@@ -1,0 +1,118 @@
+"""`metareward evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.train import DataDirectory, SplitName, split_or_only
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint directory.")],
+    data: DataDirectory,
+    split: SplitName = "",
+    shots: Annotated[str, typer.Option(help="Numbers of support pairs.")] = "0,5,10,20,50",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write PNG plots to this directory.")] = None,
+    baseline: Annotated[
+        bool, typer.Option(help="Also tune a Bradley-Terry model of the same seen users, one taste for everybody.")
+    ] = True,
+) -> None:
+    """Judge a checkpoint on the unseen users of a data set, after a few of their choices.
+
+    Every user is adapted by the code that the server runs. The table shows mean accuracy, the worst-served users (the
+    method's own, and those whom the population model serves worst), log-loss, and calibration error beside what a
+    perfectly calibrated model would show at this sample size.
+
+    Example: metareward evaluate --checkpoint runs/jokes-eb --data runs/jokes --json runs/jokes-eb/evaluation.json
+    """
+    from rich.console import Console
+
+    from service.checkpoints import load_checkpoint
+    from service.cli.progress import progress
+    from service.datasets.embedded import EmbeddedDataset
+    from service.datasets.manifest import write_json
+    from service.training.empirical_bayes import BASELINE_STEPS, fit_tuned_bradley_terry, is_cold, seen_data
+    from service.training.evaluation import evaluate_checkpoint, unseen_users
+
+    counts = _parse_shots(shots)
+    if plots is not None:
+        from service.training.plots import write_plots  # before the work: matplotlib may be missing
+    trained, dataset = load_checkpoint(checkpoint), EmbeddedDataset.open(data)
+    split = split_or_only(dataset, split)
+    tuned = None
+    if baseline:
+        seed = int(trained.training.get("seed", 0))
+        new_texts = bool(trained.training.get("new_texts", is_cold(dataset, split)))
+        with progress("tuning Bradley-Terry", BASELINE_STEPS) as on_step:
+            tuned = fit_tuned_bradley_terry(seen_data(dataset, split), seed, new_texts, on_step=on_step)
+    with progress(f"adapting unseen users of {split}", len(unseen_users(dataset, split))) as on_user:
+        result = evaluate_checkpoint(dataset, split, trained, counts, tuned, lambda: on_user(""))
+    report = {
+        "checkpoint_id": trained.checkpoint_id,
+        "checkpoint": trained.name,
+        "data": dataset.manifest.source.name,
+        "split": split,
+        **result.as_json(),
+    }
+    console = Console()
+    console.print(_table(report))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, report)
+        console.print(f"numbers in {json_file}")
+    if plots is not None:
+        for path in write_plots(result, plots):
+            console.print(f"plot in {path}")
+
+
+def _parse_shots(text: str) -> list[int]:
+    from service.errors import InvalidInput
+
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput.single("--shots", "give whole numbers with commas between, such as 0,5,20") from None
+    if min(counts) < 0:
+        raise InvalidInput.single("--shots", "numbers of pairs are 0 or more")
+    return counts
+
+
+def _table(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report['checkpoint']} on {report['data']}, split {report['split']}: "
+        f"{report['users']} unseen users, {report['query_pairs']} query pairs",
+        title_justify="left",
+        caption="accuracy in %; worst: own worst users / the users whom the population model serves worst; "
+        "calibration error / that of a perfect model at this sample size",
+        caption_justify="left",
+    )
+    for heading in ("pairs", "accuracy", "gain", "worst 10%", "worst 20%", "worst 50%", "log-loss", "calibration"):
+        table.add_column(heading, justify="right")
+    if report["baseline"]:
+        table.add_row("tuned BT", *_cells(report["baseline"]), end_section=True)
+    for row in report["by_shots"]:
+        table.add_row(str(row["shots"]), *_cells(row))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    worst = [
+        f"{100 * row['worst_own'][share]:.1f} / {100 * row['worst_of_population'][share]:.1f}"
+        for share in ("10%", "20%", "50%")
+    ]
+    return [
+        f"{100 * row['accuracy']:.2f}",
+        f"{100 * row['gain']:+.2f}",
+        *worst,
+        f"{row['log_loss']:.4f}",
+        f"{row['calibration_error']:.4f} / {row['calibration_error_if_perfect']:.4f}",
+    ]
