@@ -92,11 +92,9 @@ class BaseRewardReader:
             tokenise_s = time.perf_counter() - started
             tokens = sum(len(text.token_ids) for text in tokenised)
             started = time.perf_counter()
-            computed = await self._compute(scope, tokenised)
+            computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
             engine_s = time.perf_counter() - started
-            for i, text, rewards_K in zip(missing, tokenised, computed, strict=True):
-                entry = CachedBaseRewards(rewards_K, len(text.token_ids), text.truncated)
-                self._cache.put(keys[i], entry, now)
+            for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
         known = [entry for entry in entries if entry is not None]
         return BaseRewards(
@@ -130,8 +128,23 @@ class BaseRewardReader:
             raise InvalidInput(issues)
         return tokenised
 
-    async def _compute(self, scope: str, texts: Sequence[TokenisedText]) -> list[npt.NDArray[np.float64]]:
-        return await self._flights.run(
-            [token_key(scope, text.token_ids) for text in texts],
-            lambda indices: self._engine.submit([texts[i].token_ids for i in indices]),
+    async def _compute(
+        self, scope: str, keys: Sequence[bytes], texts: Sequence[TokenisedText]
+    ) -> list[CachedBaseRewards]:
+        now = time.monotonic()
+
+        def entry(i: int, rewards_K: npt.NDArray[np.float64]) -> CachedBaseRewards:
+            return CachedBaseRewards(rewards_K, len(texts[i].token_ids), texts[i].truncated)
+
+        # Others may have computed a text while this request was being tokenised.
+        found = [self._cache.get(key, now) for key in keys]
+        wanted = [i for i, known in enumerate(found) if known is None or known.truncated != texts[i].truncated]
+        computed = await self._flights.run(
+            [token_key(scope, texts[i].token_ids) for i in wanted],
+            lambda indices: self._engine.submit([texts[wanted[j]].token_ids for j in indices]),
+            lambda j, rewards_K: self._cache.put(keys[wanted[j]], entry(wanted[j], rewards_K), now),
         )
+        for i, rewards_K in zip(wanted, computed, strict=True):
+            found[i] = known = entry(i, rewards_K)
+            self._cache.put(keys[i], known, now)
+        return [known for known in found if known is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -31,7 +32,10 @@ class SingleFlight(Generic[Result]):
         return len(self._flights)
 
     async def run(
-        self, keys: Sequence[bytes], submit: Callable[[Sequence[int]], Sequence[Future[Result]]]
+        self,
+        keys: Sequence[bytes],
+        submit: Callable[[Sequence[int]], Sequence[Future[Result]]],
+        landed: Callable[[int, Result], None],
     ) -> list[Result]:
         """Results for `keys`, in order.
 
@@ -39,14 +43,16 @@ class SingleFlight(Generic[Result]):
             keys: What to compute; may repeat.
             submit: Called at most once, with the indices of the keys that nobody computes yet; gives a future each,
                 or raises, and then nothing was started.
+            landed: Called with an index given to `submit` and its result, in the same step that ends the flight:
+                whoever comes later finds what it remembers, and nobody falls between the two.
         """
         first: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             if key not in self._flights and key not in first:
                 first[key] = index
         if first:
-            for key, future in zip(first, submit(list(first.values())), strict=True):
-                self._start(key, future)
+            for (key, index), future in zip(first.items(), submit(list(first.values())), strict=True):
+                self._start(key, future, functools.partial(landed, index))
         flights = [self._flights[key] for key in keys]
         for flight in flights:
             flight.waiters += 1
@@ -60,14 +66,15 @@ class SingleFlight(Generic[Result]):
                     self._forget(key, flight)  # before cancelling: nobody may join a flight that is being cancelled
                     flight.future.cancel()
 
-    def _start(self, key: bytes, future: Future[Result]) -> None:
+    def _start(self, key: bytes, future: Future[Result], landed: Callable[[Result], None]) -> None:
         flight = _Flight(asyncio.wrap_future(future))
         self._flights[key] = flight
 
         def land(done: asyncio.Future[Result]) -> None:
             self._forget(key, flight)
-            if not done.cancelled():
-                done.exception()  # retrieved here, so that a failure whose callers have left is not reported as lost
+            # Asking for the exception also marks it as seen: a failure whose callers have left is not lost.
+            if not done.cancelled() and done.exception() is None:
+                landed(done.result())
 
         flight.future.add_done_callback(land)
 

@@ -1,0 +1,196 @@
+"""Whatever is sent gets a 4xx problem that names every bad field, and nothing is stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+PAIR = {"prompt": "Why?", "chosen": "Because.", "rejected": "No idea."}
+SCORE = {"user_id": "ada", "prompt": "Why?", "completions": ["Because.", "No idea."]}
+
+
+def adapt_with(**fields: Any) -> dict[str, Any]:
+    return {"pairs": [{**PAIR, **fields}]}
+
+
+def messages(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "x"} for role in roles]
+
+
+BAD_ADAPTS: dict[str, tuple[Any, list[str]]] = {
+    "no pairs": ({"pairs": []}, ["pairs"]),
+    "pairs missing": ({}, ["pairs"]),
+    "not an object": ([PAIR], ["body"]),
+    "empty chosen": (adapt_with(chosen=""), ["pairs[0].chosen"]),
+    "blank chosen": (adapt_with(chosen=" \n\t"), ["pairs[0].chosen"]),
+    "chosen equals rejected": (adapt_with(rejected="Because."), ["pairs[0].rejected"]),
+    "chosen is a number": (adapt_with(chosen=3), ["pairs[0].chosen"]),
+    "null rejected": (adapt_with(rejected=None), ["pairs[0].rejected"]),
+    "empty prompt": (adapt_with(prompt=""), ["pairs[0].prompt"]),
+    "no messages": (adapt_with(prompt=[]), ["pairs[0].prompt"]),
+    "prompt is an object": (adapt_with(prompt={"role": "user", "content": "x"}), ["pairs[0].prompt"]),
+    "unknown role": (adapt_with(prompt=messages("human")), ["pairs[0].prompt[0].role"]),
+    "late system message": (adapt_with(prompt=messages("user", "system", "user")), ["pairs[0].prompt"]),
+    "ends with the assistant": (adapt_with(prompt=messages("user", "assistant")), ["pairs[0].prompt"]),
+    "empty message": (adapt_with(prompt=[{"role": "user", "content": ""}]), ["pairs[0].prompt[0].content"]),
+    "zero strength": (adapt_with(strength=0), ["pairs[0].strength"]),
+    "negative strength": (adapt_with(strength=-1), ["pairs[0].strength"]),
+    "huge strength": (adapt_with(strength=1e9), ["pairs[0].strength"]),
+    "strength is a word": (adapt_with(strength="much"), ["pairs[0].strength"]),
+    "id with a space": (adapt_with(id="a b"), ["pairs[0].id"]),
+    "id with a NUL": (adapt_with(id="a\0"), ["pairs[0].id"]),
+    "empty id": (adapt_with(id=""), ["pairs[0].id"]),
+    "unknown field": (adapt_with(weight=1), ["pairs[0].weight"]),
+    "unknown top field": ({"pairs": [PAIR], "user": "x"}, ["user"]),
+    "unknown mode": ({"pairs": [PAIR], "mode": "merge"}, ["mode"]),
+    "a 1 MB prompt": (adapt_with(prompt="x" * 1_000_000), ["pairs[0].prompt"]),
+    "too long for the backbone": (adapt_with(chosen="word " * 2000), ["pairs[0].chosen"]),
+    "too many pairs": ({"pairs": [PAIR] * 1001}, ["pairs"]),
+    "one id for two pairs": (
+        {"pairs": [{**PAIR, "id": "a"}, {**PAIR, "id": "a", "chosen": "Other."}]},
+        ["pairs[1].id"],
+    ),
+    "several at once": (
+        {"pairs": [{**PAIR, "chosen": ""}, PAIR, {**PAIR, "strength": -1, "rejected": " "}], "mode": "x"},
+        ["pairs[0].chosen", "pairs[2].rejected", "pairs[2].strength", "mode"],
+    ),
+}
+
+BAD_SCORES: dict[str, tuple[Any, list[str]]] = {
+    "no completions": ({**SCORE, "completions": []}, ["completions"]),
+    "blank completion": ({**SCORE, "completions": ["a", " "]}, ["completions[1]"]),
+    "no user": ({k: v for k, v in SCORE.items() if k != "user_id"}, ["user_id"]),
+    "emoji user": ({**SCORE, "user_id": "ada🎉"}, ["user_id"]),
+    "slash user": ({**SCORE, "user_id": "a/b"}, ["user_id"]),
+    "newline user": ({**SCORE, "user_id": "ada\n"}, ["user_id"]),
+    "long user": ({**SCORE, "user_id": "a" * 129}, ["user_id"]),
+    "negative version": ({**SCORE, "min_version": -1}, ["min_version"]),
+    "fractional version": ({**SCORE, "min_version": 1.5}, ["min_version"]),
+    "too many completions": ({**SCORE, "completions": ["a"] * 4097}, ["completions"]),
+    "too long for the backbone": ({**SCORE, "completions": ["a", "word " * 2000]}, ["completions[1]"]),
+    "no items": ({"items": []}, ["items"]),
+    "items beside a user": ({"items": [SCORE], "user_id": "ada"}, ["user_id"]),
+    "bad items": (
+        {"items": [SCORE, {**SCORE, "prompt": ""}, {**SCORE, "completions": [""]}]},
+        ["items[1].prompt", "items[2].completions[0]"],
+    ),
+    "bad ids in items": ({"items": [SCORE, {**SCORE, "user_id": "a b"}]}, ["items[1].user_id"]),
+}
+
+
+def check_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["status"] == status
+    assert problem["type"].startswith("urn:metareward:problem:")
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem
+
+
+@pytest.mark.parametrize("name", BAD_ADAPTS)
+def test_a_bad_adapt_is_refused_whole(api: httpx.Client, fresh_user: str, name: str) -> None:
+    body, fields = BAD_ADAPTS[name]
+    problem = check_problem(api.post(f"/users/{fresh_user}/adapt", json=body), 422)
+    assert [error["field"] for error in problem["errors"]] == fields
+    assert all(error["message"] for error in problem["errors"])
+    assert api.get(f"/users/{fresh_user}").status_code == 404, "something was stored"
+
+
+@pytest.mark.parametrize("name", BAD_SCORES)
+def test_a_bad_score_is_refused_whole(api: httpx.Client, name: str) -> None:
+    body, fields = BAD_SCORES[name]
+    problem = check_problem(api.post("/score", json=body), 422)
+    assert [error["field"] for error in problem["errors"]] == fields
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b'{"pairs": [{"prompt": "p", "chosen": "a", "rejected": "b", "strength": NaN}]}',
+        b'{"pairs": [{"prompt": "p", "chosen": "a", "rejected": "b", "strength": Infinity}]}',
+        b'{"pairs": [{"prompt": "p", "chosen": "\xff\xfe", "rejected": "b"}]}',
+        b'{"pairs": [{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}]}',
+        b"[" * 2000,
+        b"\x00",
+    ],
+)
+def test_what_is_no_json_is_refused(api: httpx.Client, fresh_user: str, raw: bytes) -> None:
+    response = api.post(f"/users/{fresh_user}/adapt", content=raw, headers={"content-type": "application/json"})
+    problem = check_problem(response, 422)
+    assert [error["field"] for error in problem["errors"]] == ["body"]
+    assert api.get(f"/users/{fresh_user}").status_code == 404
+
+
+@pytest.mark.parametrize("user_id", ["a/b", "a%2Fb", "ada🎉", ".ada", "a b", "a%0A", "%00", "a" * 129, "%FF"])
+def test_an_impossible_user_id_is_refused_on_every_route(api: httpx.Client, user_id: str) -> None:
+    for response in (
+        api.post(f"/users/{user_id}/adapt", json={"pairs": [PAIR]}),
+        api.get(f"/users/{user_id}"),
+        api.delete(f"/users/{user_id}"),
+    ):
+        problem = check_problem(response, 422)
+        assert [error["field"] for error in problem["errors"]] == ["user_id"]
+        assert "letters, digits" in problem["errors"][0]["message"]
+
+
+def test_errors_do_not_echo_texts(api: httpx.Client, fresh_user: str) -> None:
+    secret = "my-secret-text"
+    bodies = [
+        adapt_with(chosen=secret, rejected=secret),
+        adapt_with(strength=secret),
+        adapt_with(mode=secret),
+        adapt_with(chosen=f"{secret} " * 3000),
+        {"pairs": secret},
+    ]
+    for body in bodies:
+        response = api.post(f"/users/{fresh_user}/adapt", json=body)
+        assert response.status_code == 422
+        assert secret not in response.text
+
+
+def test_no_more_than_a_hundred_problems_are_listed(api: httpx.Client, fresh_user: str) -> None:
+    body = {"pairs": [{**PAIR, "chosen": ""}] * 500}
+    problem = check_problem(api.post(f"/users/{fresh_user}/adapt", json=body), 422)
+    assert len(problem["errors"]) == 100
+    assert "500 problems" in problem["detail"]
+
+
+def test_the_gate_refuses_other_hosts_types_and_sizes(api: httpx.Client) -> None:
+    check_problem(api.get("/info", headers={"host": "evil.example"}), 421)
+    check_problem(api.get("/info", headers={"host": "127.0.0.1.evil.example"}), 421)
+    check_problem(api.post("/score", content=json.dumps(SCORE), headers={"content-type": "text/plain"}), 415)
+    check_problem(api.post("/score", content=b"x" * 33_554_433, headers={"content-type": "application/json"}), 413)
+
+    def endless():
+        for _ in range(40):
+            yield b" " * 1_048_576
+
+    # No Content-Length: the body is counted as it comes.
+    check_problem(api.post("/score", content=endless(), headers={"content-type": "application/json"}), 413)
+
+
+def test_unknown_paths_and_methods_are_problems(api: httpx.Client) -> None:
+    check_problem(api.get("/nothing"), 404)
+    check_problem(api.get("/score"), 405)
+    check_problem(api.get("/metrics"), 404)
+
+
+def test_a_bad_idempotency_key_is_refused(api: httpx.Client, fresh_user: str) -> None:
+    for key in ("", "a b", "x" * 256):
+        response = api.post(f"/users/{fresh_user}/adapt", json={"pairs": [PAIR]}, headers={"idempotency-key": key})
+        problem = check_problem(response, 422)
+        assert [error["field"] for error in problem["errors"]] == ["Idempotency-Key"]
+
+
+def test_bad_paging_is_refused(api: httpx.Client) -> None:
+    check_problem(api.get("/users?limit=0"), 422)
+    check_problem(api.get("/users?limit=x"), 422)
+    check_problem(api.get("/users?after=%F0%9F%8E%89"), 422)

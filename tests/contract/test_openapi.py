@@ -1,0 +1,119 @@
+"""The OpenAPI document says what the server does."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ROUTES = {
+    ("/score", "post"),
+    ("/users", "get"),
+    ("/users/{user_id}", "get"),
+    ("/users/{user_id}", "delete"),
+    ("/users/{user_id}/adapt", "post"),
+    ("/info", "get"),
+    ("/live", "get"),
+    ("/ready", "get"),
+}
+
+
+@pytest.fixture
+def document(api: httpx.Client) -> dict[str, Any]:
+    document: dict[str, Any] = api.get("/openapi.json").json()
+    return document
+
+
+def schema_check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+
+
+def check_answer(document: dict[str, Any], path: str, method: str, response: httpx.Response) -> None:
+    """The answer's status, content type and body are documented."""
+    documented = document["paths"][path][method]["responses"]
+    assert str(response.status_code) in documented, f"{response.status_code} is undocumented"
+    content = documented[str(response.status_code)].get("content")
+    if content is None:
+        assert response.content == b""
+        return
+    media_type = response.headers["content-type"].partition(";")[0]
+    assert media_type in content
+    schema_check(document, content[media_type]["schema"], response.json())
+
+
+def test_the_routes_are_these(document: dict[str, Any]) -> None:
+    assert {(path, method) for path, methods in document["paths"].items() for method in methods} == ROUTES
+
+
+def test_every_body_and_parameter_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("AdaptRequest", "ScoreOneRequest", "ScoreManyRequest"):
+        assert schemas[name]["examples"]
+        for example in schemas[name]["examples"]:
+            schema_check(document, {"$ref": f"#/components/schemas/{name}"}, example)
+    for methods in document["paths"].values():
+        for route in methods.values():
+            for parameter in route.get("parameters", []):
+                if parameter["in"] != "header":
+                    assert parameter["schema"].get("examples"), parameter["name"]
+
+
+def test_documented_examples_run_and_answer_as_documented(
+    api: httpx.Client, document: dict[str, Any], fresh_user: str
+) -> None:
+    schemas = document["components"]["schemas"]
+    for example in schemas["AdaptRequest"]["examples"]:
+        response = api.post(f"/users/{fresh_user}/adapt", json=example)
+        assert response.status_code == 200, response.text
+        check_answer(document, "/users/{user_id}/adapt", "post", response)
+    for name in ("ScoreOneRequest", "ScoreManyRequest"):
+        for example in schemas[name]["examples"]:
+            response = api.post("/score", json=example)
+            assert response.status_code == 200, response.text
+            check_answer(document, "/score", "post", response)
+
+
+def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str, Any], fresh_user: str) -> None:
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    score = {"user_id": fresh_user, "prompt": "p", "completions": ["a", "b"]}
+    calls = [
+        ("/users/{user_id}/adapt", "post", f"/users/{fresh_user}/adapt", {"pairs": [pair]}),
+        ("/users/{user_id}/adapt", "post", f"/users/{fresh_user}/adapt", {"pairs": []}),
+        ("/score", "post", "/score", {**score, "return_base_rewards": True}),
+        ("/score", "post", "/score", {"items": [score]}),
+        ("/score", "post", "/score", {**score, "min_version": 99}),
+        ("/score", "post", "/score", {}),
+        ("/users", "get", "/users", None),
+        ("/users", "get", "/users?limit=1", None),
+        ("/users/{user_id}", "get", f"/users/{fresh_user}", None),
+        ("/users/{user_id}", "get", "/users/nobody-of-this-name", None),
+        ("/users/{user_id}", "delete", f"/users/{fresh_user}", None),
+        ("/users/{user_id}", "delete", f"/users/{fresh_user}", None),
+        ("/info", "get", "/info", None),
+        ("/live", "get", "/live", None),
+        ("/ready", "get", "/ready", None),
+    ]
+    for path, method, url, body in calls:
+        check_answer(document, path, method, api.request(method.upper(), url, json=body))
+
+
+def test_the_generated_files_are_current() -> None:
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    for path, build in generate["FILES"].items():
+        assert (ROOT / path).read_text() == build(), f"{path} is old: run `make docs`"
+    assert json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
+
+
+def test_metrics_are_on_their_own_port(server, api: httpx.Client) -> None:
+    api.post("/score", json={"user_id": "metrics", "prompt": "p", "completions": ["a"]})
+    metrics = httpx.get(server.metrics_url).text
+    assert 'metareward_requests_total{route="/score",status="200"}' in metrics
+    assert "metareward_worker_healthy 1.0" in metrics
+    assert 'metareward_stage_seconds_count{stage="engine"}' in metrics

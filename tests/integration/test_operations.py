@@ -1,0 +1,249 @@
+"""The request paths below HTTP, over real databases."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from operating import Operations, toy_base_rewards, toy_checkpoint, user_says
+from servers import PostgresServer
+
+from service.errors import Conflict, InvalidInput, NotFound, Overloaded, Unavailable
+from service.mrm import Support, solve
+from service.operations.adapt import PreferencePair
+from service.operations.score import ScoreItem
+from service.operations.texts import Text, TextKeys
+from service.store import Database, open_database
+
+PAIRS = [PreferencePair(user_says("p"), f"good {i}", f"bad {i}", 1.0 + i, None) for i in range(5)]
+
+
+def score(
+    operations: Operations, user_id: str = "ada", tenant: str = "t", min_version: int = 0, truncate: bool = False
+):
+    item = ScoreItem(user_id, user_says("q"), ["x", "y", "z"], min_version)
+    return operations.score(tenant, [item], truncate=False, return_base_rewards=True)
+
+
+def adapt(operations: Operations, user_id: str = "ada", pairs=PAIRS, tenant: str = "t", **options):
+    return operations.adapt(tenant, user_id, pairs, mode="append", truncate=False, **options)
+
+
+def test_adapting_solves_on_base_reward_differences_and_changes_the_score(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path():
+        before = (await score(operations)).results[0]
+        adapted = (await adapt(operations)).outcome
+        after = (await score(operations)).results[0]
+        return before, adapted, after
+
+    before, adapted, after = asyncio.run(path())
+    diffs = [
+        toy_base_rewards(f"p|{pair.chosen}".encode()) - toy_base_rewards(f"p|{pair.rejected}".encode())
+        for pair in PAIRS
+    ]
+    expected = solve(Support.of(diffs, [pair.strength for pair in PAIRS]), operations.checkpoint.start)
+    np.testing.assert_allclose(adapted.weights, expected.weights_K, atol=1e-12)
+    assert (before.standing, before.version) == ("cold_start", 0)
+    assert (after.standing, after.version) == ("adapted", 1)
+    phi = np.array([toy_base_rewards(f"q|{c}".encode()) for c in "xyz"])
+    np.testing.assert_allclose(after.rewards, phi @ expected.weights_K, atol=1e-12)
+    np.testing.assert_allclose(after.base_rewards, phi)
+    assert after.order == sorted(range(3), key=lambda i: -after.rewards[i])
+    assert after.reward_std is not None
+    assert before.reward_std is not None
+    assert sum(after.reward_std) < sum(before.reward_std)
+    assert adapted.report["support_loss_after"] < adapted.report["support_loss_before"]
+
+
+def test_a_text_is_computed_once_for_all_users_and_calls(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path() -> None:
+        await asyncio.gather(*(score(operations, f"user{i}") for i in range(8)))
+        await score(operations, "somebody")
+
+    asyncio.run(path())
+    assert len(operations.engine.texts) == 3
+
+
+@pytest.mark.parametrize(("scope", "computed"), [("tenant", 6), ("shared", 3)])
+def test_tenants_share_cached_rewards_only_where_told(database: Database, scope, computed: int) -> None:
+    operations = Operations(database, cache_scope=scope)
+
+    async def path() -> None:
+        await score(operations, tenant="one")
+        await score(operations, tenant="two")
+
+    asyncio.run(path())
+    assert len(operations.engine.texts) == computed
+
+
+def test_tenants_do_not_see_each_others_users(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path() -> None:
+        await adapt(operations, tenant="one")
+        assert (await score(operations, tenant="two")).results[0].standing == "cold_start"
+        with pytest.raises(NotFound):
+            await operations.users.get("two", "ada")
+        with pytest.raises(NotFound):
+            await operations.users.erase("two", "ada")
+        assert (await operations.users.get("one", "ada")).version == 1
+
+    asyncio.run(path())
+
+
+def test_every_text_that_is_too_long_is_listed_and_nothing_is_stored(database: Database) -> None:
+    operations = Operations(database)
+    long = "x" * 100
+    pairs = [
+        PreferencePair(user_says("p"), long, "b", 1.0, None),
+        PreferencePair(user_says("p"), "a", long, 1.0, None),
+        PreferencePair(user_says("p"), "a", "b", 1.0, None),
+    ]
+
+    async def path() -> None:
+        with pytest.raises(InvalidInput) as refused:
+            await adapt(operations, pairs=pairs)
+        assert [issue.field for issue in refused.value.issues] == ["pairs[0].chosen", "pairs[1].rejected"]
+        with pytest.raises(NotFound):
+            await operations.users.get("t", "ada")
+
+    asyncio.run(path())
+    assert operations.engine.texts == []
+
+
+def test_a_text_shortened_for_one_caller_is_refused_to_another(database: Database) -> None:
+    operations = Operations(database)
+    texts = [Text(user_says("p"), "x" * 100, "completions[0]")]
+
+    async def path() -> None:
+        shortened = await operations.base_rewards.read("t", texts, truncate=True)
+        assert list(shortened.truncated) == [0]
+        with pytest.raises(InvalidInput):
+            await operations.base_rewards.read("t", texts, truncate=False)
+
+    asyncio.run(path())
+
+
+def test_min_version_reads_past_memory_and_refuses_what_is_not_there(database: Database) -> None:
+    writer, reader = Operations(database), Operations(database, revalidate_s=60.0)
+
+    async def path() -> None:
+        assert (await score(reader)).results[0].version == 0
+        version = (await adapt(writer)).outcome.version
+        assert (await score(reader)).results[0].version == 0, "memory may be old"
+        assert (await score(reader, min_version=version)).results[0].version == version
+        with pytest.raises(Conflict, match="version 1"):
+            await score(reader, min_version=version + 1)
+
+    asyncio.run(path())
+
+
+def test_an_erased_user_starts_anew(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path() -> None:
+        await adapt(operations)
+        await operations.users.erase("t", "ada")
+        assert (await score(operations)).results[0].standing == "cold_start"
+        assert (await adapt(operations)).outcome.version == 1
+        assert (await score(operations)).results[0].standing == "adapted"
+
+    asyncio.run(path())
+
+
+def test_an_overloaded_engine_refuses_before_anything_is_stored(database: Database) -> None:
+    operations = Operations(database)
+    operations.engine.failure = Overloaded("full", 2.0)
+
+    async def path() -> None:
+        with pytest.raises(Overloaded):
+            await adapt(operations)
+        operations.engine.failure = None
+        assert (await adapt(operations)).outcome.version == 1
+
+    asyncio.run(path())
+
+
+def test_an_idempotency_key_replays_the_answer_and_refuses_another_body(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path() -> None:
+        first = (await adapt(operations, idempotency_key="k", body=b"1")).outcome
+        again = (await adapt(operations, idempotency_key="k", body=b"1")).outcome
+        assert (again.version, again.weights, again.replayed) == (first.version, first.weights, True)
+        with pytest.raises(InvalidInput):
+            await adapt(operations, idempotency_key="k", body=b"2")
+
+    asyncio.run(path())
+
+
+def test_another_start_on_the_same_heads_counts_the_stored_pairs(database: Database) -> None:
+    old, new = Operations(database), Operations(database, checkpoint=toy_checkpoint(seed=1))
+    assert old.checkpoint.heads_id == new.checkpoint.heads_id
+    assert old.checkpoint.checkpoint_id != new.checkpoint.checkpoint_id
+
+    async def path():
+        await adapt(old)
+        return (await score(new)).results[0]
+
+    result = asyncio.run(path())
+    diffs = [
+        toy_base_rewards(f"p|{pair.chosen}".encode()) - toy_base_rewards(f"p|{pair.rejected}".encode())
+        for pair in PAIRS
+    ]
+    expected = solve(Support.of(diffs, [pair.strength for pair in PAIRS]), new.checkpoint.start)
+    phi = np.array([toy_base_rewards(f"q|{c}".encode()) for c in "xyz"])
+    np.testing.assert_allclose(result.rewards, phi @ expected.weights_K, atol=1e-12)
+    assert result.standing == "adapted"
+
+
+def test_without_a_database_known_users_are_stale_and_unknown_ones_refused(postgres: PostgresServer) -> None:
+    """A server of its own, because it is killed."""
+    server = PostgresServer()
+    try:
+        server.start()
+        server.execute("CREATE DATABASE outage")
+        database = open_database(server.url("outage"), connect_timeout_s=2.0, statement_timeout_s=2.0)
+        from service.store.migrate import upgrade
+
+        upgrade(database)
+        operations = Operations(database, revalidate_s=0.0)
+
+        async def path() -> None:
+            await adapt(operations)
+            adapted = (await score(operations)).results[0]
+            server.kill()
+            stale = (await score(operations)).results[0]
+            assert (stale.standing, stale.version, stale.rewards) == ("stale", 1, adapted.rewards)
+            with pytest.raises(Unavailable):
+                await score(operations, "stranger")
+            with pytest.raises(Unavailable):
+                await adapt(operations, "stranger")
+            server.restart()
+            assert (await score(operations)).results[0].standing == "adapted"
+            assert (await score(operations, "stranger")).results[0].standing == "cold_start"
+
+        asyncio.run(path())
+        database.close()
+    finally:
+        server.close()
+
+
+def test_text_keys_tell_apart_what_concatenation_would_not() -> None:
+    keys = TextKeys(b"secret", "template")
+    spellings = [
+        ("t", user_says("ab"), "c"),
+        ("t", user_says("a"), "bc"),
+        ("ta", user_says("b"), "c"),
+        ("t", [*user_says("a"), *user_says("b")], "c"),
+        ("t", [{"role": "system", "content": "ab"}], "c"),
+    ]
+    made = {keys.text(keys.prompt(scope, messages), completion) for scope, messages, completion in spellings}
+    made.add(TextKeys(b"other", "template").text(TextKeys(b"other", "template").prompt(*spellings[0][:2]), "c"))
+    made.add(TextKeys(b"secret", "other").text(TextKeys(b"secret", "other").prompt(*spellings[0][:2]), "c"))
+    assert len(made) == len(spellings) + 2

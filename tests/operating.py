@@ -1,0 +1,128 @@
+"""The operations over real stores and a toy engine: only the large backbone is replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.backbone.protocol import Message, TextTooLong, TokenisedText
+from service.checkpoints import BackboneIdentity, Checkpoint
+from service.mrm import GaussianStart
+from service.observability.metrics import Metrics
+from service.operations.adapt import Adapt
+from service.operations.base_rewards import BaseRewardReader, CacheScope
+from service.operations.score import Score
+from service.operations.texts import TextKeys
+from service.operations.user_states import UserStates
+from service.operations.users import Users
+from service.store import Database
+from service.store.caches import BaseRewardCache, UserCache
+from service.store.users import UserRepository
+
+HEADS = 3
+
+
+class ByteRenderer:
+    """One token a byte."""
+
+    template_id = "bytes"
+    max_tokens = 64
+
+    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+        tokens = tuple("|".join([*(m["content"] for m in messages), completion]).encode())
+        if len(tokens) <= self.max_tokens:
+            return TokenisedText(tokens, truncated=False)
+        if not truncate:
+            raise TextTooLong(len(tokens), self.max_tokens)
+        return TokenisedText(tokens[-self.max_tokens :], truncated=True)
+
+
+@dataclass
+class ToyEngine:
+    """Base rewards from a digest of the tokens; counts what it was asked."""
+
+    texts: list[tuple[int, ...]] = field(default_factory=list)
+    failure: Exception | None = None
+    healthy: bool = True
+    queued_tokens: int = 0
+
+    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[np.ndarray]]:
+        if self.failure is not None:
+            raise self.failure
+        futures: list[Future[np.ndarray]] = []
+        for text in texts:
+            self.texts.append(tuple(text))
+            future: Future[np.ndarray] = Future()
+            future.set_result(toy_base_rewards(text))
+            futures.append(future)
+        return futures
+
+
+def toy_base_rewards(tokens: Sequence[int]) -> np.ndarray:
+    digest = hashlib.sha256(bytes(tokens)).digest()
+    return np.frombuffer(digest[: 4 * HEADS], dtype="<u4").astype(np.float64) / 2**31 - 1.0
+
+
+def toy_checkpoint(seed: int = 0) -> Checkpoint:
+    rng = np.random.default_rng(seed)
+    return Checkpoint(
+        name="toy",
+        backbone=BackboneIdentity(id="toy", fingerprint="f", template_id="bytes", hidden_size=4),
+        A_KD=np.ones((HEADS, 4), dtype=np.float32),
+        b_K=np.zeros(HEADS, dtype=np.float32),
+        start=GaussianStart(rng.normal(size=HEADS), np.eye(HEADS), 1.0),
+    )
+
+
+class Operations:
+    """The use cases of one server process over `database`."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        checkpoint: Checkpoint | None = None,
+        cache_scope: CacheScope = "tenant",
+        revalidate_s: float = 1.0,
+        stale_limit_s: float = 60.0,
+    ) -> None:
+        self.checkpoint = checkpoint or toy_checkpoint()
+        self.engine = ToyEngine()
+        self.executor = ThreadPoolExecutor(4)
+        self.metrics = Metrics()
+        self.repository = UserRepository(database, 100, 60.0)
+        self.base_rewards = BaseRewardReader(
+            engine=self.engine,
+            renderer=ByteRenderer(),
+            keys=TextKeys(b"secret", "bytes"),
+            cache=BaseRewardCache(1000, 60.0),
+            cache_scope=cache_scope,
+            metrics=self.metrics,
+        )
+        self.states = UserStates(
+            repository=self.repository,
+            executor=self.executor,
+            cache=UserCache(100),
+            checkpoint=self.checkpoint,
+            stale_limit_s=stale_limit_s,
+            metrics=self.metrics,
+            revalidate_s=revalidate_s,
+        )
+        self.score = Score(base_rewards=self.base_rewards, users=self.states, metrics=self.metrics)
+        self.adapt = Adapt(
+            base_rewards=self.base_rewards,
+            users=self.states,
+            repository=self.repository,
+            executor=self.executor,
+            checkpoint=self.checkpoint,
+            metrics=self.metrics,
+        )
+        self.users = Users(repository=self.repository, executor=self.executor, states=self.states)
+
+
+def user_says(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
