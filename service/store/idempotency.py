@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from service.errors import InvalidInput
 from service.store.records import AdaptOutcome, Idempotency
 from service.store.tables import IdempotencyRow
+
+_OF_USER = IdempotencyRow.incarnation == bindparam("incarnation")
+_EXPIRED = IdempotencyRow.expires_at <= bindparam("now")
+_PURGE_USER = delete(IdempotencyRow).where(_OF_USER, _EXPIRED)
+_PURGE = delete(IdempotencyRow).where(_EXPIRED)
+_KEPT = select(IdempotencyRow.body_hash, IdempotencyRow.answer).where(_OF_USER, IdempotencyRow.key == bindparam("key"))
+_KEEP = insert(IdempotencyRow)
 
 
 def kept_answer(
@@ -19,14 +26,8 @@ def kept_answer(
     Raises:
         InvalidInput: The key was used with another body.
     """
-    connection.execute(
-        delete(IdempotencyRow).where(IdempotencyRow.incarnation == incarnation, IdempotencyRow.expires_at <= now)
-    )
-    row = connection.execute(
-        select(IdempotencyRow.body_hash, IdempotencyRow.answer).where(
-            IdempotencyRow.incarnation == incarnation, IdempotencyRow.key == idempotency.key
-        )
-    ).one_or_none()
+    connection.execute(_PURGE_USER, {"incarnation": incarnation, "now": now})
+    row = connection.execute(_KEPT, {"incarnation": incarnation, "key": idempotency.key}).one_or_none()
     if row is None:
         return None
     if row.body_hash != idempotency.body_hash:
@@ -46,17 +47,18 @@ def keep_answer(
 ) -> None:
     """Keep `outcome` under the key until `expires_at`."""
     connection.execute(
-        insert(IdempotencyRow).values(
-            incarnation=incarnation,
-            key=idempotency.key,
-            tenant_id=tenant_id,
-            body_hash=idempotency.body_hash,
-            answer=outcome.to_json(),
-            expires_at=expires_at,
-        )
+        _KEEP,
+        {
+            "incarnation": incarnation,
+            "key": idempotency.key,
+            "tenant_id": tenant_id,
+            "body_hash": idempotency.body_hash,
+            "answer": outcome.to_json(),
+            "expires_at": expires_at,
+        },
     )
 
 
 def purge_expired(connection: Connection, now: datetime) -> int:
     """Delete the expired answers of all users, and return how many they were."""
-    return connection.execute(delete(IdempotencyRow).where(IdempotencyRow.expires_at <= now)).rowcount
+    return connection.execute(_PURGE, {"now": now}).rowcount

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from service.errors import FieldIssue, InvalidInput
 from service.store.records import NewPair, StoredPair
@@ -19,10 +19,25 @@ from service.store.vectors import from_bytes, to_bytes
 # Both databases limit the parameters of one statement; the smallest such limit is SQLite's old 999.
 _IDS_PER_STATEMENT = 900
 
+_OF_USER = PairRow.incarnation == bindparam("incarnation")
+_OF_HEADS = PairRow.heads_id == bindparam("heads_id")
+_FORGET = delete(PairRow).where(_OF_USER)
+_KNOWN = select(PairRow.pair_id, PairRow.content_key, PairRow.heads_id).where(
+    _OF_USER, PairRow.pair_id.in_(bindparam("ids", expanding=True))
+)
+_STORE = insert(PairRow)
+_SUPPORT = (
+    select(PairRow.pair_id, PairRow.content_key, PairRow.diff, PairRow.strength, PairRow.event_time)
+    .where(_OF_USER, _OF_HEADS)
+    .order_by(PairRow.event_time.desc(), PairRow.pair_id.desc())
+    .limit(bindparam("limit"))
+)
+_COUNT = select(func.count()).select_from(PairRow).where(_OF_USER, _OF_HEADS)
+
 
 def forget_pairs(connection: Connection, incarnation: int) -> None:
     """Delete all pairs of the user."""
-    connection.execute(delete(PairRow).where(PairRow.incarnation == incarnation))
+    connection.execute(_FORGET, {"incarnation": incarnation})
 
 
 def store_pairs(
@@ -43,10 +58,7 @@ def store_pairs(
     ids = list(dict.fromkeys(pair.pair_id for pair in pairs))
     for start in range(0, len(ids), _IDS_PER_STATEMENT):
         for pair_id, content_key, stored_heads_id in connection.execute(
-            select(PairRow.pair_id, PairRow.content_key, PairRow.heads_id).where(
-                PairRow.incarnation == incarnation,
-                PairRow.pair_id.in_(ids[start : start + _IDS_PER_STATEMENT]),
-            )
+            _KNOWN, {"incarnation": incarnation, "ids": ids[start : start + _IDS_PER_STATEMENT]}
         ):
             known[pair_id] = content_key
             if stored_heads_id == heads_id:
@@ -76,18 +88,13 @@ def store_pairs(
     if issues:
         raise InvalidInput(issues)
     if rows:
-        connection.execute(insert(PairRow), rows)
+        connection.execute(_STORE, rows)
     return len(rows)
 
 
 def support_set(connection: Connection, incarnation: int, heads_id: str, limit: int) -> list[StoredPair]:
     """The newest `limit` pairs under `heads_id`, newest first; of one time, those with the greatest ids."""
-    rows = connection.execute(
-        select(PairRow.pair_id, PairRow.content_key, PairRow.diff, PairRow.strength, PairRow.event_time)
-        .where(PairRow.incarnation == incarnation, PairRow.heads_id == heads_id)
-        .order_by(PairRow.event_time.desc(), PairRow.pair_id.desc())
-        .limit(limit)
-    )
+    rows = connection.execute(_SUPPORT, {"incarnation": incarnation, "heads_id": heads_id, "limit": limit})
     return [
         StoredPair(pair_id, content_key, from_bytes(diff), strength, event_time, heads_id)
         for pair_id, content_key, diff, strength, event_time in rows
@@ -96,6 +103,4 @@ def support_set(connection: Connection, incarnation: int, heads_id: str, limit: 
 
 def count_pairs(connection: Connection, incarnation: int, heads_id: str) -> int:
     """How many pairs the user has under `heads_id`."""
-    return connection.execute(
-        select(func.count()).where(PairRow.incarnation == incarnation, PairRow.heads_id == heads_id)
-    ).scalar_one()
+    return connection.execute(_COUNT, {"incarnation": incarnation, "heads_id": heads_id}).scalar_one()

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import EngineError, Unavailable
@@ -30,7 +30,15 @@ Solve = Callable[[Sequence[StoredPair]], Solution]
 # An erase between our insert and our lock takes the row away; it cannot do so for ever.
 _LOCK_ATTEMPTS = 5
 
+# Built once: building a statement takes SQLAlchemy longer than most databases take to run it.
 _USER = UserRow.__table__
+_BY_NAME = select(_USER).where(UserRow.tenant_id == bindparam("tenant_id"), UserRow.user_id == bindparam("user_id"))
+_LOCKED = _BY_NAME.with_for_update()
+_MAKE = {
+    dialect: insert(UserRow).inline().on_conflict_do_nothing(index_elements=["tenant_id", "user_id"])
+    for dialect, insert in (("postgresql", postgresql.insert), ("sqlite", sqlite.insert))
+}
+_WRITE = update(UserRow).where(UserRow.incarnation == bindparam("life"))
 
 
 def _utc_now() -> datetime:
@@ -59,7 +67,7 @@ class UserRepository:
     def get(self, tenant_id: str, user_id: str) -> StoredUser | None:
         """The user as last committed, or None."""
         with self._database.reading() as connection:
-            row = connection.execute(_by_name(tenant_id, user_id)).one_or_none()
+            row = connection.execute(_BY_NAME, {"tenant_id": tenant_id, "user_id": user_id}).one_or_none()
         return None if row is None else _to_user(row)
 
     def list(self, tenant_id: str, after: str | None, limit: int) -> builtins.list[StoredUser]:
@@ -78,7 +86,7 @@ class UserRepository:
     def pairs(self, tenant_id: str, user_id: str, heads_id: str) -> builtins.list[StoredPair]:
         """The support set that an adapt under `heads_id` would see now; empty for an unknown user."""
         with self._database.reading() as connection:
-            row = connection.execute(_by_name(tenant_id, user_id)).one_or_none()
+            row = connection.execute(_BY_NAME, {"tenant_id": tenant_id, "user_id": user_id}).one_or_none()
         if row is None:
             return []
         with self._database.reading() as connection:
@@ -193,48 +201,39 @@ class UserRepository:
         now: datetime,
     ) -> Row[Any]:
         """The user's row, made if missing, locked until the transaction ends."""
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        make = (
-            insert(UserRow)
-            .values(
-                tenant_id=tenant_id,
-                user_id=user_id,
-                version=0,
-                checkpoint_id=checkpoint_id,
-                heads_id=heads_id,
-                weights=b"",
-                factor=None,
-                pairs=0,
-                created_at=now,
-                updated_at=now,
-            )
-            .on_conflict_do_nothing(index_elements=["tenant_id", "user_id"])
-        )
+        name = {"tenant_id": tenant_id, "user_id": user_id}
+        blank = {
+            **name,
+            "version": 0,
+            "checkpoint_id": checkpoint_id,
+            "heads_id": heads_id,
+            "weights": b"",
+            "factor": None,
+            "pairs": 0,
+            "created_at": now,
+            "updated_at": now,
+        }
         for _ in range(_LOCK_ATTEMPTS):
-            connection.execute(make)
-            row = connection.execute(_by_name(tenant_id, user_id).with_for_update()).one_or_none()
+            connection.execute(_MAKE[connection.dialect.name], blank)
+            row = connection.execute(_LOCKED, name).one_or_none()
             if row is not None:
                 return row
         raise Unavailable("database: the user is being erased again and again", RETRY_AFTER_S)
 
 
-def _by_name(tenant_id: str, user_id: str) -> Any:
-    return select(_USER).where(UserRow.tenant_id == tenant_id, UserRow.user_id == user_id)
-
-
 def _write(connection: Connection, user: StoredUser) -> None:
     connection.execute(
-        update(UserRow)
-        .where(UserRow.incarnation == user.incarnation)
-        .values(
-            version=user.version,
-            checkpoint_id=user.checkpoint_id,
-            heads_id=user.heads_id,
-            weights=to_bytes(user.weights_K),
-            factor=None if user.factor is None else to_bytes(user.factor),
-            pairs=user.pairs,
-            updated_at=user.updated_at,
-        )
+        _WRITE,
+        {
+            "life": user.incarnation,
+            "version": user.version,
+            "checkpoint_id": user.checkpoint_id,
+            "heads_id": user.heads_id,
+            "weights": to_bytes(user.weights_K),
+            "factor": None if user.factor is None else to_bytes(user.factor),
+            "pairs": user.pairs,
+            "updated_at": user.updated_at,
+        },
     )
 
 

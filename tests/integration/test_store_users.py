@@ -149,8 +149,8 @@ for i in range(10):
 def test_processes_that_write_at_once_take_turns(database: Database, database_url: str) -> None:
     here = Path(__file__).resolve()
     folders = f"{here.parent}|{here.parents[2]}"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, folders, database_url, f"{n}"]) for n in range(3)]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, folders, database_url, f"{n}"]) for n in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
     user = repository(database).get("tenant", "ada")
     assert user is not None
-    assert (user.version, user.pairs) == (30, 30)
+    assert (user.version, user.pairs) == (20, 20)
