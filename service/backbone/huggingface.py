@@ -9,6 +9,8 @@ Weights come from safetensors only (or GGUF), and no code of a model's repositor
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,13 +196,23 @@ def _fingerprint(source: ModelSource, rendering: str) -> str:
 
 @contextmanager
 def _explained(source: ModelSource) -> Iterator[None]:
-    """Turn what loading raises into one error that names the setting and the fix."""
+    """Turn what loading raises into one error that names the setting and the fix; progress bars on terminals only."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)  # that the score head is not read is on purpose
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # of transformers, safetensors, tokenizers, the hub's client: no common root
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
             f"backbone {source.name!r} cannot be loaded: {first_line} "
             "Set it to minilm, to a Hugging Face id (on a machine that reaches the hub or holds it in its cache), "
             "or to a local directory with config.json, tokenizer.json and *.safetensors."
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

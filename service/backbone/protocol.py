@@ -37,7 +37,7 @@ class TokenisedText:
     truncated: bool
 
 
-class UnrenderableText(ValueError):  # noqa: N818 - named like the errors of service/errors.py
+class UnrenderableText(ValueError):
     """This text cannot become token ids; the operations turn it into `errors.InvalidInput` with its field.
 
     The message says what is wrong and how to mend it, and never echoes the text.
