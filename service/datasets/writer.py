@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +46,11 @@ def shard_path(path: Path, number: int) -> Path:
 
 def _truncated_path(path: Path, number: int) -> Path:
     return path / f"truncated-{number:05d}.npy"
+
+
+def _what_matters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a backbone must not change between runs; the fingerprint tells its weights, under whatever name."""
+    return {name: value for name, value in spec.items() if name not in {"id", "device"}}
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,10 @@ class EmbeddedDatasetWriter:
     """Writes one data set. Use it as a context manager: it holds a lock on the directory.
 
     Attributes:
+        path: The directory.
+        columns: Everything but the embeddings.
+        texts: N.
+        hidden_size: D.
         finished: The data set was already complete when it was opened; there is nothing to write.
     """
 
@@ -151,6 +160,7 @@ class EmbeddedDatasetWriter:
         self.path = Path(path)
         self.columns = columns
         self.texts = int(columns.text_prompt_N.size)
+        self.hidden_size = backbone.hidden_size
         self._backbone = backbone
         self._source = source
         self._created_by = created_by
@@ -188,7 +198,7 @@ class EmbeddedDatasetWriter:
     def _plan(self) -> dict[str, object]:
         return {
             "format_version": FORMAT_VERSION,
-            "backbone": dict(self._backbone.spec),
+            "backbone": _what_matters(self._backbone.spec),
             "input": self._input.model_dump(),
             "shard_texts": self._shard_texts,
         }
@@ -201,7 +211,7 @@ class EmbeddedDatasetWriter:
             manifest = read_manifest(self.path)
             found: dict[str, object] = {
                 "format_version": manifest.format_version,
-                "backbone": manifest.backbone,
+                "backbone": _what_matters(manifest.backbone),
                 "input": manifest.input.model_dump(),
                 "shard_texts": manifest.shard_texts,
             }

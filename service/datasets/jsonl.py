@@ -1,0 +1,255 @@
+"""Preferences as JSON lines: one row, one choice.
+
+    {"user_id": "ann", "prompt": "How do I ...?", "chosen": "...", "rejected": "..."}
+
+`prompt` is text or a list of {"role", "content"} messages that ends with the user's. Optional: `conversation_id` (text
+or number, the user's own), `split` (seen | unseen), `part` (train | support | query), `strength` (above 0).
+
+Splits are obeyed where rows give them, for all rows of a user or for none. The others are made by seed: half of the
+users become unseen, and an unseen user's support and query pairs never share a conversation (a prompt, where rows have
+no conversation_id). A user with only one conversation cannot be divided so, and is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from service.datasets.bad_rows import BadRows
+from service.datasets.pairs import NO_CONVERSATION, QUERY, SUPPORT, TRAIN, PairTable
+from service.datasets.splits import choose_unseen, split_conversations
+from service.datasets.texts import Messages, PreferenceData, Text, TextTable, user_prompt
+from service.errors import ConfigurationError
+
+SPLIT_NAME: Final = "default"
+_PARTS: Final = {"train": TRAIN, "support": SUPPORT, "query": QUERY}
+_ROLES: Final = ("system", "user", "assistant")
+_REQUIRED: Final = ("user_id", "prompt", "chosen", "rejected")
+_FIELDS: Final = (*_REQUIRED, "conversation_id", "split", "part", "strength")
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: str
+    user: str
+    messages: Messages
+    chosen: str
+    rejected: str
+    conversation: str | None
+    split: str | None
+    part: int | None
+    strength: float
+
+
+class _BadRow(Exception):
+    """What is wrong with a row, without its text."""
+
+
+def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
+    """Read preferences and give them one split, `default`.
+
+    Args:
+        path: The file, UTF-8.
+        seed: Makes the splits that the rows do not give.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+        InvalidInput: Some rows are bad; every one is counted, the first 20 are told by line.
+    """
+    bad = BadRows(path.name)
+    rows: list[_Row] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    rows.append(_read_row(f"line {number}", line))
+                except _BadRow as error:
+                    bad.add(f"line {number}", str(error))
+    except OSError as error:
+        raise ConfigurationError(f"--input {path} cannot be read: {error.strerror}") from error
+    by_user: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_user[row.user].append(index)
+    for indices in by_user.values():
+        _check_user([rows[index] for index in indices], bad)
+    bad.refuse()
+    if not rows:
+        raise ConfigurationError(f"--input {path} has no rows")
+    return _build(rows, by_user, seed)
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    value = row[field]
+    if not isinstance(value, str) or not value.strip():
+        raise _BadRow(f"{field} must be text and not empty")
+    return _unicode(value, field)
+
+
+def _unicode(value: str, field: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _BadRow(f"{field} holds half of a surrogate pair: write the character itself") from None
+    return value
+
+
+def _messages(prompt: Any) -> Messages:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise _BadRow("prompt must not be empty")
+        return user_prompt(_unicode(prompt, "prompt"))
+    if not isinstance(prompt, list) or not prompt:
+        raise _BadRow("prompt must be text or a list of {role, content} messages, at least one")
+    messages = []
+    for index, message in enumerate(prompt):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise _BadRow(f"prompt[{index}] must have role and content and nothing else")
+        if message["role"] not in _ROLES:
+            raise _BadRow(f"prompt[{index}].role must be one of {', '.join(_ROLES)}")
+        content = message["content"]
+        if not isinstance(content, str) or not content.strip():
+            raise _BadRow(f"prompt[{index}].content must be text and not empty")
+        messages.append((message["role"], _unicode(content, f"prompt[{index}].content")))
+    if messages[-1][0] != "user":
+        raise _BadRow("the last message of prompt must be the user's; the answer goes into chosen and rejected")
+    return tuple(messages)
+
+
+def _read_row(place: str, line: bytes) -> _Row:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise _BadRow("not UTF-8: save the file as UTF-8") from None
+    except (ValueError, RecursionError):
+        raise _BadRow("not a JSON object on one line") from None
+    if not isinstance(row, dict):
+        raise _BadRow("not a JSON object on one line")
+    if missing := [name for name in _REQUIRED if name not in row]:
+        raise _BadRow(f"{', '.join(missing)} missing")
+    if unknown := sum(name not in _FIELDS for name in row):
+        raise _BadRow(f"{unknown} unknown field(s): a row has {', '.join(_FIELDS)}")
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if chosen == rejected:
+        raise _BadRow("chosen and rejected are equal")
+    conversation = row.get("conversation_id")
+    if not isinstance(conversation, str | int | None) or isinstance(conversation, bool):
+        raise _BadRow("conversation_id must be text or a whole number")
+    split, part = row.get("split"), row.get("part")
+    if split not in {"seen", "unseen", None} if isinstance(split, str | None) else True:
+        raise _BadRow("split must be seen or unseen")
+    if part not in {*_PARTS, None} if isinstance(part, str | None) else True:
+        raise _BadRow("part must be train, support or query")
+    if part is not None:
+        implied = "seen" if part == "train" else "unseen"
+        if split not in {None, implied}:
+            raise _BadRow(f"part {part} belongs to split {implied}")
+        split = implied
+    strength = row.get("strength", 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise _BadRow("strength must be a number")
+    if not 0 < strength < math.inf or not 0 < np.float32(min(strength, 1e300)) < np.inf:
+        raise _BadRow("strength must be above 0 and finite")
+    return _Row(
+        place=place,
+        user=_text(row, "user_id"),
+        messages=_messages(row["prompt"]),
+        chosen=chosen,
+        rejected=rejected,
+        conversation=None if conversation is None else _unicode(str(conversation), "conversation_id"),
+        split=split,
+        part=None if part is None else _PARTS[part],
+        strength=float(strength),
+    )
+
+
+def _check_user(rows: list[_Row], bad: BadRows) -> None:
+    """A user is seen or unseen in all rows, and has a part in all rows or in none."""
+    first = rows[0]
+    for row in rows[1:]:
+        if row.split != first.split:
+            bad.add(
+                row.place, f"split differs from that of {first.place}, the same user: give one to all rows of a user"
+            )
+        elif first.split == "unseen" and (row.part is None) != (first.part is None):
+            bad.add(row.place, f"part is given here or in {first.place}, the same user: give it in all rows or in none")
+
+
+def _build(rows: list[_Row], by_user: dict[str, list[int]], seed: int) -> PreferenceData:
+    rng = np.random.default_rng(seed)
+    users = list(by_user)
+    conversation_P = _number_conversations(rows)
+    groups = {user: conversation_P[indices] for user, indices in by_user.items()}
+    notes: list[str] = []
+
+    open_users = [user for user in users if rows[by_user[user][0]].split is None]
+    eligible = np.array([np.unique(groups[user]).size > 1 for user in open_users], np.bool_)
+    drawn = dict(zip(open_users, choose_unseen(eligible, rng).tolist(), strict=True))
+    if open_users:
+        notes.append(
+            f"{len(open_users)} users without a split: {sum(drawn.values())} drawn as unseen by seed {seed}, "
+            f"the others are seen"
+        )
+    if single := int((~eligible).sum()):
+        notes.append(f"{single} of them have only one conversation (or prompt): seen, as they cannot be divided")
+
+    order: list[int] = []
+    parts: list[int] = []
+    left_out = incomplete = overlapping = 0
+    for user in users:
+        indices = np.array(by_user[user])
+        given = [rows[index].part for index in by_user[user]]
+        split = rows[by_user[user][0]].split or ("unseen" if drawn[user] else "seen")
+        if split == "seen":
+            chosen, part = indices, np.full(len(indices), TRAIN)
+        elif given[0] is not None:
+            chosen, part = indices, np.array(given)
+            support, query = groups[user][part == SUPPORT], groups[user][part == QUERY]
+            incomplete += not (support.size and query.size)
+            overlapping += bool(np.intersect1d(support, query).size)
+        elif np.unique(groups[user]).size > 1:
+            support, query = split_conversations(groups[user], rng)
+            chosen = indices[np.concatenate([support, query])]
+            part = np.repeat([SUPPORT, QUERY], [len(support), len(query)])
+        else:
+            left_out += 1
+            continue
+        order += chosen.tolist()
+        parts += part.tolist()
+    for count, what in (
+        (left_out, "unseen users left out: one conversation (or prompt) gives no support apart from the query"),
+        (incomplete, "unseen users have support pairs only or query pairs only, as their rows say"),
+        (overlapping, "unseen users share a conversation (or prompt) between support and query, as their rows say"),
+    ):
+        if count:
+            notes.append(f"{count} {what}")
+
+    texts = TextTable()
+    chosen_P = [texts.row(Text(rows[i].messages, rows[i].chosen)) for i in order]
+    rejected_P = [texts.row(Text(rows[i].messages, rows[i].rejected)) for i in order]
+    if not order:
+        raise ConfigurationError("no user has enough conversations for any part: nothing to embed")
+    position = {user: index for index, user in enumerate(users)}
+    table = PairTable.of(
+        [position[rows[i].user] for i in order],
+        parts,
+        chosen_P,
+        rejected_P,
+        [rows[i].strength for i in order],
+        [conversation_P[i] if rows[i].conversation is not None else NO_CONVERSATION for i in order],
+    )
+    return PreferenceData(texts.texts, texts.prompts(), users, {SPLIT_NAME: table}, None, notes)
+
+
+def _number_conversations(rows: list[_Row]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """What must not be divided: a user's conversation, or the user's rows of one prompt where no id is given."""
+    numbers: dict[tuple[str, str | Messages], int] = {}
+    keys = [(row.user, row.messages if row.conversation is None else row.conversation) for row in rows]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
