@@ -43,11 +43,19 @@ class ModelSource:
 
     @classmethod
     def of(cls, name: str) -> ModelSource:
-        """Tell a `.gguf` file, a directory and a hub id apart."""
+        """Tell a `.gguf` file, a directory and a hub id apart.
+
+        Raises:
+            BackboneError: Plainly a path, but nothing is there.
+        """
         path = Path(name).expanduser()
         if path.suffix == ".gguf" and path.is_file():
             return cls(name, str(path.parent), path.name)
-        return cls(name, str(path) if path.is_dir() else name, None)
+        if path.is_dir():
+            return cls(name, str(path), None)
+        if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
+            raise BackboneError(f"backbone {name!r}: no such directory or .gguf file")
+        return cls(name, name, None)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` of this project is called with."""
