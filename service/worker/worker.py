@@ -112,7 +112,7 @@ class Worker:
             try:
                 self._queue.admit(items)
             except Overloaded:
-                self._drop(self._queue.discard(lambda item: item.answer.cancelled()))
+                self._drop(self._queue.discard(_has_left))
                 self._queue.admit(items, self._seconds_to_empty())
             self._changed.notify()
         return [item.answer for item in items]
@@ -145,8 +145,8 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         with self._changed:
-            late = [*self._in_flight, *self._queue.clear()]
-        self._refuse(late)
+            late, on_device = self._queue.clear(), self._in_flight
+        self._refuse(late, on_device)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -161,9 +161,9 @@ class Worker:
         finally:
             with self._changed:
                 self._accepting = False
-                left = [*self._in_flight, *self._queue.clear()]
+                left, on_device = self._queue.clear(), self._in_flight
                 self._in_flight = []
-            self._refuse(left)
+            self._refuse(left, on_device)
 
     def _next_batch(self) -> list[WorkItem] | None:
         """Wait for work. None: time to end. Empty: nothing came while the device fails, so try it."""
@@ -248,13 +248,19 @@ class Worker:
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._queue.tokens * self._stats.busy_s / self._stats.tokens))
 
     @staticmethod
-    def _refuse(items: Sequence[WorkItem]) -> None:
-        for item in items:
-            _settle(item, Unavailable("the worker stopped before this text's turn"))
+    def _refuse(waiting: Sequence[WorkItem], on_device: Sequence[WorkItem] = ()) -> None:
+        # A caller that left and waits for its own cancelled future hears of it in set_running_or_notify_cancel.
+        refused = [item for item in waiting if item.answer.set_running_or_notify_cancel()]
+        for item in [*refused, *on_device]:
+            _settle(item, Unavailable("the worker stopped before it could answer this text"))
+
+
+def _has_left(item: WorkItem) -> bool:
+    return item.answer.cancelled() and not item.answer.set_running_or_notify_cancel()
 
 
 def _settle(item: WorkItem, answer: BaseRewards | MetarewardError) -> None:
-    """Give a text its answer, unless it has one: its caller left, or `stop` ran out of patience."""
+    """Give a text on the device its answer, unless it has one because `stop` ran out of patience."""
     try:
         if isinstance(answer, MetarewardError):
             item.answer.set_exception(answer)

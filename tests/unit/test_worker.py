@@ -137,6 +137,20 @@ def test_a_caller_that_left_never_reaches_the_device(make, backbone):
     assert worker.stats.dropped_items == 1
 
 
+@pytest.mark.parametrize("ending", ["stop", "overload", "batch"])
+def test_who_waits_for_what_he_cancelled_is_told(make, ending):
+    worker = make(max_queue_tokens=4)
+    futures = worker.submit([[1, 1, 1], [2]])
+    assert futures[0].cancel()
+    if ending == "overload":
+        worker.submit([[3, 3]])
+    elif ending == "batch":
+        worker.start()
+    else:
+        worker.stop(drain=False, timeout_s=0)
+    assert futures[0] in wait(futures[:1], 5).done
+
+
 def test_a_full_queue_refuses_a_whole_request_and_the_cancelled_make_room(make, backbone):
     worker = make(max_queue_tokens=10)
     waiting = worker.submit([[1] * 6, [2] * 4])
