@@ -278,6 +278,7 @@ def test_a_storm_of_threads_gets_exactly_one_answer_each(make, backbone):
         thread.start()
     for thread in threads:
         thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
     assert worker.stop(drain=True, timeout_s=TIMEOUT_S)
     assert len(accepted) > 100
     assert answers == {id(future): 1 for _, future in accepted}
