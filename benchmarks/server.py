@@ -38,10 +38,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> ServerProcess:
+        """Start it and return when it answers."""
         environment = {
             **{name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}},
             "DATA_DIR": str(self.data_dir),
@@ -106,5 +108,6 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[httpx.Client]:
+        """A client of this server; open one after each start."""
         with httpx.Client(base_url=self.url, timeout=60.0) as client:
             yield client

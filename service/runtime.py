@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from service import __version__
+from service.backbone.golden import golden_texts_id, golden_token_ids
 from service.backbone.load import load_backbone
 from service.backbone.protocol import Backbone
 from service.checkpoints import Checkpoint, load_checkpoint
@@ -28,7 +31,8 @@ from service.store import migrate
 from service.store.caches import BaseRewardCache, UserCache
 from service.store.database import Database, open_database
 from service.store.users import UserRepository
-from service.worker.selfcheck import self_check
+from service.worker.messages import BaseRewardHeads
+from service.worker.selfcheck import SelfCheck, self_check
 from service.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -86,19 +90,12 @@ def build_runtime(settings: Settings) -> Runtime:
             dtype=settings.dtype,
             max_tokens=settings.max_tokens,
         )
-        _require_fit(checkpoint, backbone)
-        worker = Worker(
+        worker, _ = start_worker(
+            checkpoint,
             backbone,
-            (checkpoint.A_KD, checkpoint.b_K),
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
         )
-        worker.start()
-        try:
-            _require_self_check(worker, checkpoint, backbone)
-        except BaseException:
-            worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
-            raise
     except BaseException:
         database.close()
         raise
@@ -143,6 +140,42 @@ def build_runtime(settings: Settings) -> Runtime:
         executor=executor,
         worker=worker,
     )
+
+
+def start_worker(
+    checkpoint: Checkpoint, backbone: Backbone, *, max_batch_tokens: int, max_queue_tokens: int
+) -> tuple[Worker, SelfCheck]:
+    """A running worker whose engine has passed its self-check.
+
+    Raises:
+        CheckpointError: The checkpoint was trained on another backbone.
+        BackboneError: The engine does not give the numbers that the checkpoint recorded, or not the same ones in a
+            batch as alone.
+    """
+    _require_fit(checkpoint, backbone)
+    heads = BaseRewardHeads.of(checkpoint.A_KD, checkpoint.b_K)
+    worker = Worker(backbone, heads, max_batch_tokens=max_batch_tokens, max_queue_tokens=max_queue_tokens)
+    worker.start()
+    try:
+        golden = checkpoint.golden
+        if golden is not None and golden.texts_id != golden_texts_id():
+            raise CheckpointError(
+                f"checkpoint {checkpoint.name!r} recorded other golden texts than this version has; train it again"
+            )
+        result = self_check(
+            worker.base_rewards,
+            golden_token_ids(backbone.renderer),
+            dtype=backbone.spec.dtype,
+            recorded_GK=None if golden is None else np.array(golden.base_rewards),
+            recorded_dtype="float32" if golden is None else golden.dtype,
+        )
+        logger.info("self-check: %s", result)
+        if not result.passed:
+            raise BackboneError(f"the engine failed its self-check, so it would serve wrong rewards: {result}")
+    except BaseException:
+        worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
+        raise
+    return worker, result
 
 
 def _secret(settings: Settings) -> bytes:
@@ -210,15 +243,6 @@ def _require_fit(checkpoint: Checkpoint, backbone: Backbone) -> None:
             f"checkpoint {checkpoint.name!r} was trained on other weights or another chat template of {wanted.id} than "
             f"{spec.id} has here; set BACKBONE to the one it was trained on, or train again"
         )
-
-
-def _require_self_check(worker: Worker, checkpoint: Checkpoint, backbone: Backbone) -> None:
-    golden = checkpoint.golden
-    recorded = golden.base_rewards if golden is not None else None
-    result = self_check(worker, backbone, recorded)
-    logger.info("self-check: %s", result)
-    if not result.passed:
-        raise BackboneError(f"the engine failed its self-check, so it would serve wrong rewards: {result}")
 
 
 def _info(settings: Settings, checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:

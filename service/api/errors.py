@@ -100,7 +100,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        issues = [FieldIssue(_path(e["loc"]), _message(e)) for e in error.errors()]
+        issues = [FieldIssue(_path(e), _message(e)) for e in error.errors()]
         return problem(request, 422, "invalid-input", _counted(issues), issues)
 
     @app.exception_handler(HTTPException)
@@ -109,7 +109,8 @@ def install_error_handlers(app: FastAPI) -> None:
             return problem(request, 404, "no-such-path", "No such path. The API is described at /docs.")
         if error.status_code == 405:
             return problem(request, 405, "method-not-allowed", "This path exists, but not with this method.")
-        return problem(request, error.status_code, "malformed-request", str(error.detail))
+        kind = "too-large" if error.status_code == 413 else "malformed-request"
+        return problem(request, error.status_code, kind, str(error.detail))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:
@@ -127,9 +128,10 @@ _TAGS = {"body", "prompt-text", "prompt-messages", "score-one", "score-many"}
 _MAX_PATH = 200
 
 
-def _path(location: Sequence[int | str]) -> str:
+def _path(error: dict[str, Any]) -> str:
     path = ""
-    for part in location:
+    # Where a body is no JSON, the location is a position in it, not a field.
+    for part in () if error["type"] == "json_invalid" else error["loc"]:
         if part not in _TAGS:
             path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
     return path[:_MAX_PATH] or "body"

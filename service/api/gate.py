@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
 from service.api.request_id import HEADER, assign_request_id
 from service.observability.metrics import Metrics
@@ -104,7 +106,8 @@ class Gate:
             event = await receive()
             received += len(event.get("body", b""))
             if received > self._max_body_bytes:
-                raise self._too_large()
+                # FastAPI reads the body inside its own handling of errors, and lets only this one through.
+                raise HTTPException(413, self._too_large().detail)
             return event
 
         return receive_limited

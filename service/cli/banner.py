@@ -13,7 +13,7 @@ metareward is ready.
   API docs  {api}/docs
   metrics   {metrics}
 
-Try it, in another terminal: Ada prefers short answers and lists. How does she rank two new answers?
+Try it, in another terminal: Ada likes it short and plain. Which of two new answers is hers?
 
   curl -s {api}/score -H 'Content-Type: application/json' -d @{examples}/score.json
   curl -s {api}/users/ada/adapt -H 'Content-Type: application/json' -d @{examples}/adapt.json

@@ -55,6 +55,10 @@ def verify(
     checkpoint = load_checkpoint(directory)
     typer.echo(f"{directory}: whole; checkpoint_id {checkpoint.checkpoint_id}, K = {checkpoint.heads}")
     if engine:
-        from service.runtime import check_engine
+        from service.backbone.load import load_backbone
+        from service.runtime import start_worker
 
-        typer.echo(f"engine: {check_engine(checkpoint, backbone)}")
+        loaded = load_backbone(backbone or checkpoint.backbone.id)
+        worker, result = start_worker(checkpoint, loaded, max_batch_tokens=8192, max_queue_tokens=65_536)
+        worker.stop(drain=True, timeout_s=10.0)
+        typer.echo(f"engine: {result}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -11,6 +12,9 @@ from service.cli.train import DataDirectory, SplitName, split_or_only
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+# Columns of a table that goes to a file or a pipe, where no terminal says how wide it may be.
+REPORT_WIDTH: Final = 120
 
 
 def evaluate(
@@ -50,8 +54,11 @@ def evaluate(
     if baseline:
         seed = int(trained.training.get("seed", 0))
         new_texts = bool(trained.training.get("new_texts", is_cold(dataset, split)))
+        kept = checkpoint / "fit"  # what `train` tuned on the same data, if it is still there
         with progress("tuning Bradley-Terry", BASELINE_STEPS) as on_step:
-            tuned = fit_tuned_bradley_terry(seen_data(dataset, split), seed, new_texts, on_step=on_step)
+            tuned = fit_tuned_bradley_terry(
+                seen_data(dataset, split), seed, new_texts, cache=kept if kept.is_dir() else None, on_step=on_step
+            )
     with progress(f"adapting unseen users of {split}", len(unseen_users(dataset, split))) as on_user:
         result = evaluate_checkpoint(dataset, split, trained, counts, tuned, lambda: on_user(""))
     report = {
@@ -61,7 +68,7 @@ def evaluate(
         "split": split,
         **result.as_json(),
     }
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
     console.print(_table(report))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

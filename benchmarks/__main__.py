@@ -1,0 +1,23 @@
+"""`python -m benchmarks [NAME ...]`: run all benchmarks, or one with its options."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("solve", "score", "startup")
+
+
+def main() -> None:
+    """Run the named benchmark, or every one with its defaults."""
+    name, *options = sys.argv[1:] or [""]
+    if name in ("-h", "--help") or (name and name not in NAMES):
+        print(f"usage: python -m benchmarks [{'|'.join(NAMES)}] [options]")
+        raise SystemExit(0 if name in ("-h", "--help") else 2)
+    for chosen in [name] if name else NAMES:
+        print(f"== {chosen}")
+        importlib.import_module(f"benchmarks.{chosen}").main(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A load generator that costs little: keep-alive connections, one request in flight on each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import urlsplit
+
+import numpy as np
+import uvloop
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """Latencies in seconds, in no particular order; wall-clock seconds; answers other than 200."""
+
+    latencies_s: np.ndarray
+    wall_s: float
+    failures: int
+
+    @property
+    def per_second(self) -> float:
+        """Requests answered a second."""
+        return len(self.latencies_s) / self.wall_s
+
+    def percentile_ms(self, percent: float) -> float:
+        """A percentile of the latency in milliseconds."""
+        return float(np.percentile(self.latencies_s, percent)) * 1e3
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, requests: list[bytes], latencies: list[float], finished: asyncio.Event) -> None:
+        self._requests = requests
+        self._latencies = latencies
+        self._finished = finished
+        self._buffer = b""
+        self._sent_at = 0.0
+        self.failures = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._send()
+
+    def _send(self) -> None:
+        if not self._requests:
+            self._transport.close()
+            self._finished.set()
+            return
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._requests.pop())
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, separator, body = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
+            return
+        length = next(
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+        )
+        if len(body) < length:
+            return
+        self._latencies.append(time.perf_counter() - self._sent_at)
+        self.failures += not head.startswith(b"HTTP/1.1 200")
+        self._buffer = b""
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._finished.set()
+
+
+def request_bytes(url: str, body: bytes) -> bytes:
+    """One POST of JSON, as it goes over the wire."""
+    parts = urlsplit(url)
+    return (
+        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+def run_load(url: str, bodies: Sequence[bytes], *, requests: int, connections: int) -> LoadResult:
+    """Send `requests` POSTs, cycling through `bodies`, over `connections` at once."""
+    parts = urlsplit(url)
+    prepared = [request_bytes(url, body) for body in bodies]
+    shares: list[list[bytes]] = [[] for _ in range(connections)]
+    for i in range(requests):
+        shares[i % connections].append(prepared[i % len(prepared)])
+    latencies: list[float] = []
+
+    async def drive() -> LoadResult:
+        loop = asyncio.get_running_loop()
+        events, protocols = [], []
+        started = time.perf_counter()
+        for share in shares:
+            finished = asyncio.Event()
+            _, protocol = await loop.create_connection(
+                lambda share=share, finished=finished: _Connection(share, latencies, finished),  # type: ignore[misc]
+                parts.hostname,
+                parts.port,
+            )
+            events.append(finished)
+            protocols.append(protocol)
+        await asyncio.gather(*(event.wait() for event in events))
+        wall_s = time.perf_counter() - started
+        if len(latencies) != requests:
+            raise RuntimeError(f"{requests - len(latencies)} of {requests} requests were not answered")
+        return LoadResult(np.array(latencies), wall_s, sum(protocol.failures for protocol in protocols))
+
+    return uvloop.run(drive())
