@@ -116,7 +116,7 @@ class PairTable:
         """User -> positions of the user's rows, in their order in the table."""
         order = np.argsort(self.user_P, kind="stable").astype(np.int32)
         users, starts = np.unique(self.user_P[order], return_index=True)
-        return dict(zip(users.tolist(), np.split(order, starts[1:]), strict=True))
+        return dict(zip(users.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,7 +127,7 @@ def fit_empirical_bayes(
         InvalidInput: Too few users, pairs or differing texts for so many heads.
     """
     started = time.perf_counter()
-    steps = Steps(cache, _digest(data, heads, seed, cold), on_step)
+    steps = Steps(cache, _digest(data, seed, cold), on_step)
     reduction, values_Nr = _reduced(data, steps)
     folds = make_folds(data.pairs, data.prompt_N, cold, seed)
     means = choose_means(folds, values_Nr, data.prompt_N, steps)
@@ -179,8 +179,11 @@ def fit_empirical_bayes(
 def fit_tuned_bradley_terry(
     data: SeenData, seed: int, cold: bool, cache: Path | None = None, on_step: OnStep = no_progress
 ) -> BradleyTerryFit:
-    """The baseline, its power, ridge, weighting and scale chosen on the same folds as the recipe's."""
-    steps = Steps(cache, _digest(data, 1, seed, cold), on_step)
+    """The baseline, its power, ridge, weighting and scale chosen on the same folds as the recipe's.
+
+    It shares the recipe's steps: with the cache of a fit to the same data and seed nothing is tuned twice.
+    """
+    steps = Steps(cache, _digest(data, seed, cold), on_step)
     reduction, values_Nr = _reduced(data, steps)
     folds = make_folds(data.pairs, data.prompt_N, cold, seed)
     choice = min(choose_means(folds, values_Nr, data.prompt_N, steps), key=lambda mean: mean.loss)
@@ -265,10 +268,9 @@ def _fitted_mean(values_Nd: FloatArray, pairs: Pairs, choice: MeanChoice) -> Flo
     return choice.scale * fit_bradley_terry(values_Nd, pairs, pairs.weights(choice.weighting), choice.ridge)
 
 
-def _digest(data: SeenData, heads: int, seed: int, cold: bool) -> str:
+def _digest(data: SeenData, seed: int, cold: bool) -> str:
     options = {
         "version": 1,
-        "heads": heads,
         "seed": seed,
         "cold": cold,
         "grids": [POWERS, RIDGES, WEIGHTINGS, TAUS, MAX_COMPONENTS],

@@ -103,10 +103,11 @@ def choose_means(folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArra
 def _choose_mean(
     folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, power: float, steps: Steps
 ) -> MeanChoice:
-    judged = []
-    for number, fold in enumerate(folds):
-        compute = partial(_mean_margins, fold, values_ND, prompt_N, power)
-        judged.append(steps.run(f"mean-{number}-p{power}", compute)["margins_LJ"])
+    jobs = {
+        f"mean-{number}-p{power}": partial(_mean_margins, fold, values_ND, prompt_N, power)
+        for number, fold in enumerate(folds)
+    }
+    judged = [arrays["margins_LJ"] for arrays in steps.run_all(jobs)]
     weights_J = _equal_users(np.concatenate([fold.judged.user_P for fold in folds]))
     choices = []
     for (weighting, ridge), margin_J in zip(_mean_candidates(), np.concatenate(judged, axis=1), strict=True):
@@ -196,10 +197,11 @@ def _judged_priors(
     folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArray, mean: MeanChoice, heads: int, steps: Steps
 ) -> Arrays:
     """`_prior_margins` of all folds, their judged pairs side by side."""
-    judged = []
-    for number, fold in enumerate(folds):
-        compute = partial(_prior_margins, fold, values_ND, prompt_N, mean, heads)
-        judged.append(steps.run(f"prior-{number}-p{mean.power}-k{heads}", compute))
+    jobs = {
+        f"prior-{number}-p{mean.power}-k{heads}": partial(_prior_margins, fold, values_ND, prompt_N, mean, heads)
+        for number, fold in enumerate(folds)
+    }
+    judged = steps.run_all(jobs)
     return {name: np.concatenate([arrays[name] for arrays in judged], axis=-1) for name in judged[0]}
 
 

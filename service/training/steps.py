@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 OnStep = Callable[[str], None]
+
+
+# More would only help the small matrices of few users, and every thread holds a batch.
+THREADS: Final = 2
 
 
 def no_progress(step: str) -> None:
@@ -37,11 +42,31 @@ class Steps:
 
     def run(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """The step's arrays."""
+        return self.run_all({name: compute})[0]
+
+    def run_all(self, jobs: Mapping[str, Callable[[], Arrays]]) -> list[Arrays]:
+        """The arrays of several independent steps, in their order, computed by a few threads.
+
+        NumPy lets go of the interpreter in what takes long; no step sees another's result, so the order in which
+        they end changes nothing.
+        """
+        with ThreadPoolExecutor(max_workers=min(THREADS, len(jobs))) as pool:
+            futures = {name: pool.submit(self._result, name, compute) for name, compute in jobs.items()}
+            results = []
+            try:
+                for name, future in futures.items():
+                    results.append(future.result())
+                    self._on_step(name)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
+
+    def _result(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         arrays = self._read(name)
         if arrays is None:
             arrays = compute()
             self._write(name, arrays)
-        self._on_step(name)
         return arrays
 
     def _path(self, name: str) -> Path | None:
