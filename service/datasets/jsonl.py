@@ -232,16 +232,19 @@ def _build(rows: list[_Row], by_user: dict[str, list[int]], seed: int) -> Prefer
             notes.append(f"{count} {what}")
 
     texts = TextTable()
-    chosen_P = [texts.row(Text(rows[i].messages, rows[i].chosen)) for i in order]
-    rejected_P = [texts.row(Text(rows[i].messages, rows[i].rejected)) for i in order]
+    # Side by side, so that the two texts of a pair mostly share a shard.
+    sides = [
+        (texts.row(Text(rows[i].messages, rows[i].chosen)), texts.row(Text(rows[i].messages, rows[i].rejected)))
+        for i in order
+    ]
     if not order:
         raise ConfigurationError("no user has enough conversations for any part: nothing to embed")
     position = {user: index for index, user in enumerate(users)}
     table = PairTable.of(
         [position[rows[i].user] for i in order],
         parts,
-        chosen_P,
-        rejected_P,
+        [chosen for chosen, _ in sides],
+        [rejected for _, rejected in sides],
         [rows[i].strength for i in order],
         [conversation_P[i] if rows[i].conversation is not None else NO_CONVERSATION for i in order],
     )

@@ -85,7 +85,7 @@ TRAINING: Final = PhraseBank(
         "how-to": {
             "neutral": ("{P}.", "Try to {p}.", "It helps to {p}.", "Remember to {p}."),
             "casual": (
-                "Just {p}.",
+                "Just {p}, dude.",
                 "You'll wanna {p}.",
                 "Don't forget to {p}, it's a big deal.",
                 "Yeah, {p}, that's key.",
