@@ -54,7 +54,7 @@ def random_llama(directory: Path, **settings: Any) -> Path:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(1)
-    return _save(LlamaForSequenceClassification(LlamaConfig(**_tiny(), **settings)), directory)
+    return _save(LlamaForSequenceClassification(LlamaConfig(**{**_tiny(), **settings})), directory)
 
 
 def random_qwen3(directory: Path, **settings: Any) -> Path:
@@ -62,7 +62,7 @@ def random_qwen3(directory: Path, **settings: Any) -> Path:
     from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
     torch.manual_seed(2)
-    return _save(Qwen3ForSequenceClassification(Qwen3Config(**_tiny(), head_dim=16, **settings)), directory)
+    return _save(Qwen3ForSequenceClassification(Qwen3Config(**{**_tiny(), "head_dim": 16, **settings})), directory)
 
 
 def _tiny() -> dict[str, Any]:

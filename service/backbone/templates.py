@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from service.backbone.protocol import Message, TextTooLong, TokenisedText, UnrenderableText
@@ -20,9 +19,21 @@ if TYPE_CHECKING:
 
 _SCHEME: Final = "chat-template-1"
 # Llama 3 templates print today's date into the system turn. A reward must not change at midnight, nor a cached one
-# differ from a fresh one, so the date is the one that those templates name as their own default.
-_TEMPLATE_DATE: Final = datetime(2024, 7, 26)
-_TEMPLATE_DATE_STRING: Final = "26 Jul 2024"
+# differ from a fresh one, so the date is the one that those templates name as their own default: a Friday.
+_TEMPLATE_DATE: Final = "26 Jul 2024"
+_TEMPLATE_DATE_PARTS: Final = {
+    "%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%B": "July", "%b": "Jul", "%d": "26", "%-d": "26",
+    "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00", "%j": "208",
+}  # fmt: skip
+
+
+def _with_fixed_clock(template: str) -> str:
+    """The template with `strftime_now` shadowed by a macro that knows one day; transformers passes no functions in."""
+    if "strftime_now" not in template:
+        return template
+    filters = "".join(f" | replace('{part}', '{value}')" for part, value in _TEMPLATE_DATE_PARTS.items())
+    # The empty expression keeps Jinja from taking the template's own first newline for the end of the macro's line.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 class ChatTemplateRenderer:
@@ -54,23 +65,24 @@ class ChatTemplateRenderer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._chat = tokenizer
-        self._template = template
+        self._template = _with_fixed_clock(template)
         self._template_error: type[Exception] = jinja2.TemplateError
         self._bos: int | None = tokenizer.bos_token_id
         self.max_tokens = max_tokens
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
-        identity = "\0".join((_SCHEME, _TEMPLATE_DATE_STRING, template, special, self._tokenizer.to_str()))
+        identity = "\0".join((_SCHEME, _TEMPLATE_DATE, self._template, special, self._tokenizer.to_str()))
         self.template_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
         """As the protocol says; when shortening, tokens go from the start, after BOS, and the end is kept."""
         try:
             text = self._render([*messages, {"role": "assistant", "content": completion}])
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except self._template_error as error:
             raise UnrenderableText(
                 "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
             ) from error
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeError) as error:
             raise UnrenderableText("is not valid Unicode text (a lone surrogate?)") from error
         ids = self._without_doubled_bos(ids)
@@ -88,8 +100,7 @@ class ChatTemplateRenderer:
             conversation,  # type: ignore[arg-type]
             chat_template=self._template,
             tokenize=False,
-            date_string=_TEMPLATE_DATE_STRING,
-            strftime_now=_TEMPLATE_DATE.strftime,
+            date_string=_TEMPLATE_DATE,
         )
         return str(rendered)
 

@@ -1,0 +1,147 @@
+"""Chat rendering: BOS once, the date fixed, truncation from the start, errors without an echo."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from models import smollm2_gguf
+
+from service.backbone.protocol import TextTooLong, UnrenderableText
+from service.backbone.templates import ChatTemplateRenderer
+
+BOS = "<|endoftext|>"
+BARE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+SKYWORK_LIKE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n\n{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+)
+DATED = (
+    "\n{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today is {{ date_string }}, or {{ strftime_now('%A, %Y-%m-%d') }}. {{ messages[0]['content'] }}"
+)
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system: ' + messages[0]['content']) }}{% endif %}ok"
+)
+PROMPT = [{"role": "user", "content": "What is a tide?"}]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    file = smollm2_gguf()
+    saved = tmp_path_factory.mktemp("tokenizer")
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(saved)
+
+    def load(template=None, **special):
+        tokenizer = AutoTokenizer.from_pretrained(saved, **special)
+        if template is not None:
+            tokenizer.chat_template = template
+        return tokenizer
+
+    return load
+
+
+def adds_bos(tokenizer):
+    """A tokenizer that puts BOS before every text, as those of Llama 3 do."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)]
+    )
+    assert tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+    return tokenizer
+
+
+def test_a_doubled_bos_is_dropped_as_the_skywork_model_card_does(load):
+    tokenizer = adds_bos(load(SKYWORK_LIKE, bos_token=BOS))
+    renderer = ChatTemplateRenderer(tokenizer, 4096, "test")
+    text = tokenizer.apply_chat_template([*PROMPT, {"role": "assistant", "content": "Water."}], tokenize=False)
+    assert text.startswith(BOS)
+    card = tokenizer(text[len(BOS) :]).input_ids  # strips it from the text, and lets the tokenizer add its own
+    assert list(renderer.tokenise(PROMPT, "Water.", truncate=False).token_ids) == card
+    assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *card]  # what goes wrong without
+
+
+def test_a_text_that_brings_its_own_bos_does_not_double_it(load):
+    tokenizer = load(BARE, bos_token=BOS)
+    renderer = ChatTemplateRenderer(tokenizer, 4096, "test")
+    plain = renderer.tokenise(PROMPT, "Water.", truncate=False)
+    assert plain.token_ids[0] == tokenizer.bos_token_id
+    brought = [{"role": "user", "content": BOS + BOS + "What is a tide?"}]
+    assert renderer.tokenise(brought, "Water.", truncate=False) == plain
+
+
+def test_rewards_do_not_change_at_midnight(load):
+    tokenizer = load(DATED)
+    renderer = ChatTemplateRenderer(tokenizer, 4096, "test")
+    ids = renderer.tokenise(PROMPT, "Water.", truncate=False).token_ids
+    assert tokenizer.decode(ids) == "\nToday is 26 Jul 2024, or Friday, 2024-07-26. What is a tide?"
+
+
+@pytest.mark.parametrize("limit", [4, 12, 30])
+def test_truncation_keeps_bos_and_the_end(load, limit):
+    tokenizer = load(SKYWORK_LIKE, bos_token=BOS)
+    whole = ChatTemplateRenderer(tokenizer, 4096, "test").tokenise(PROMPT, "Water. " * 20, truncate=True)
+    assert not whole.truncated
+    renderer = ChatTemplateRenderer(tokenizer, limit, "test")
+    short = renderer.tokenise(PROMPT, "Water. " * 20, truncate=True)
+    assert short.truncated
+    assert short.token_ids == (tokenizer.bos_token_id, *whole.token_ids[len(whole.token_ids) - limit + 1 :])
+    with pytest.raises(TextTooLong) as refused:
+        renderer.tokenise(PROMPT, "Water. " * 20, truncate=False)
+    assert (refused.value.tokens, refused.value.limit) == (len(whole.token_ids), limit)
+    assert "Water" not in str(refused.value)
+
+
+def test_truncation_without_bos_keeps_the_end(load):
+    tokenizer = load("{% for m in messages %}{{ m['content'] }}{% endfor %}", bos_token=BOS)
+    whole = ChatTemplateRenderer(tokenizer, 4096, "test").tokenise(PROMPT, "Water. " * 5, truncate=True)
+    short = ChatTemplateRenderer(tokenizer, 7, "test").tokenise(PROMPT, "Water. " * 5, truncate=True)
+    assert short.token_ids == whole.token_ids[-7:]
+
+
+def test_a_text_of_exactly_the_limit_is_whole(load):
+    tokenizer = load()
+    whole = ChatTemplateRenderer(tokenizer, 4096, "test").tokenise(PROMPT, "Water.", truncate=False)
+    exact = ChatTemplateRenderer(tokenizer, len(whole.token_ids), "test")
+    assert exact.tokenise(PROMPT, "Water.", truncate=False) == whole
+
+
+def test_what_the_template_refuses_is_the_callers_error_and_is_not_echoed(load):
+    renderer = ChatTemplateRenderer(load(STRICT), 4096, "test")
+    with pytest.raises(UnrenderableText, match="refused by this model's chat template") as refused:
+        renderer.tokenise([{"role": "system", "content": "secret"}, *PROMPT], "Water.", truncate=False)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(UnrenderableText, match="not valid Unicode"):
+        ChatTemplateRenderer(load(), 4096, "test").tokenise(PROMPT, "\udcff", truncate=False)
+
+
+def test_template_id_names_template_and_tokenizer_and_nothing_else(load):
+    def identity(tokenizer, limit=4096):
+        return ChatTemplateRenderer(tokenizer, limit, "test").template_id
+
+    assert identity(load()) == identity(load(), limit=17)
+    padded = load()
+    padded.backend_tokenizer.enable_padding()
+    padded.backend_tokenizer.enable_truncation(8)
+    assert identity(padded) == identity(load())
+    assert len({identity(load()), identity(load(BARE)), identity(load(BARE, bos_token=BOS))}) == 3
+
+
+def test_threads_may_share_a_renderer(load):
+    renderer = ChatTemplateRenderer(load(), 64, "test")
+    texts = [(PROMPT, "Water. " * count) for count in range(1, 30)]
+    expected = [renderer.tokenise(*text, truncate=True) for text in texts]
+    seen: list[bool] = []
+
+    def tokenise():
+        seen.extend([renderer.tokenise(*text, truncate=True) for text in texts] == expected for _ in range(5))
+
+    threads = [threading.Thread(target=tokenise) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 30
