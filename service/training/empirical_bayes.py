@@ -34,6 +34,7 @@ from service.training.selection import (
     choose_prior,
 )
 from service.training.steps import OnStep, Steps, digest_of, no_progress
+from service.training.threads import one_blas_thread
 
 RECIPE: Final = "eb"
 MAX_COMPONENTS: Final = 256
@@ -105,6 +106,7 @@ class BradleyTerryFit:
     choice: MeanChoice
 
 
+@one_blas_thread()
 def fit_empirical_bayes(
     data: SeenData,
     heads: int,
@@ -176,6 +178,7 @@ def fit_empirical_bayes(
     return EmpiricalBayesFit(heads_KD, bias_K, start, summary, report)
 
 
+@one_blas_thread()
 def fit_tuned_bradley_terry(
     data: SeenData, seed: int, cold: bool, cache: Path | None = None, on_step: OnStep = no_progress
 ) -> BradleyTerryFit:
