@@ -8,20 +8,16 @@ import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from absence import missing
 from servers import PostgresServer
 
 from service.store import Database, open_database
 from service.store.migrate import upgrade
 
-
-def missing(reason: str) -> NoReturn:
-    """Skip at home, fail in CI: there everything that a test needs is expected to be present."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+# Before torch is imported: threads that spin while they wait starve the servers that tests start beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import missing
+from absence import missing
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

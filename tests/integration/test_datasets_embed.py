@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import missing
+from absence import missing
 
 from service.datasets.embedded import EmbeddedDataset
 from service.datasets.texts import Text, text_key, user_prompt
