@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from service.datasets.columns import DatasetColumns
 from service.datasets.manifest import BackboneInfo, DatasetManifest, read_manifest
 from service.datasets.pairs import Float32s, Int32s, PairTable, RatingTable, pair_problems
 from service.datasets.writer import (
-    DatasetColumns,
     EmbeddedDatasetWriter,
     shard_path,
     write_embedded_dataset,

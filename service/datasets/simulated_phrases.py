@@ -27,6 +27,7 @@ class PhraseBank:
         openings: Warm first sentences.
         asides: Warm sentences on the way.
         closings: Warm last sentences.
+        example_leads: Sentences before several examples.
         examples: Sentences that introduce an example.
         list_openings: Lines before a list.
         bullets: Marks of a list line; `{n}` counts.
@@ -42,6 +43,7 @@ class PhraseBank:
     openings: tuple[str, ...]
     asides: tuple[str, ...]
     closings: tuple[str, ...]
+    example_leads: tuple[str, ...]
     examples: tuple[str, ...]
     list_openings: tuple[str, ...]
     bullets: tuple[str, ...]
@@ -164,9 +166,15 @@ TRAINING: Final = PhraseBank(
         "formal": ("Furthermore, ", "In addition, ", "Consequently, ", "Thus, ", "Hence, ", "In this regard, "),
     },
     substitutions={
-        "casual": {"very": "super", "many": "tons of", "things": "stuff", "people": "folks"},
+        "casual": {"very": "super", "many": "tons of", "things": "stuff", "people": "folks", "because": "cuz"},
         "neutral": {},
-        "formal": {"use": "utilise", "start": "commence", "buy": "purchase", "enough": "sufficient"},
+        "formal": {
+            "use": "utilise",
+            "start": "commence",
+            "buy": "purchase",
+            "enough": "sufficient",
+            "show": "demonstrate",
+        },
     },
     reasons={
         "how-to": (
@@ -208,6 +216,11 @@ TRAINING: Final = PhraseBank(
         "Be proud of every small step, you are doing great!",
         "I am so happy for you, a big hug!",
         "What a lovely project, enjoy it, my friend!",
+    ),
+    example_leads=(
+        "Some examples make this clear.",
+        "Here are two examples of {t}.",
+        "A few examples say more than a rule.",
     ),
     examples=(
         "For example, {e}.",
@@ -337,6 +350,10 @@ HELD_OUT: Final = PhraseBank(
         "Sending you lots of encouragement and warm wishes!",
         "I am rooting for you with all my heart!",
         "Enjoy every minute, you deserve it!",
+    ),
+    example_leads=(
+        "Let me illustrate {t} with one concrete case or two.",
+        "Two concrete cases illustrate this.",
     ),
     examples=(
         "To illustrate, {e}.",

@@ -83,7 +83,7 @@ def draw_style(rng: np.random.Generator) -> Style:
         length=int(rng.integers(4)),
         lists=bool(rng.random() < 0.4),
         register=registers[rng.integers(3)],
-        register_share=(0.5, 1.0)[rng.integers(2)],
+        register_share=(0.6, 1.0)[rng.integers(2)],
         hedging=(0.0, 0.0, 0.5, 1.0)[rng.integers(4)],
         warmth=int(rng.integers(4)),
         examples=int(rng.integers(3)),
@@ -119,6 +119,13 @@ class _Answer:
     def _registered(self) -> Register:
         return self.style.register if self.rng.random() < self.style.register_share else "neutral"
 
+    def _prefixed(self, sentence: str, register: Register) -> str:
+        """The sentence behind an opening word of the register, unless it begins with one already."""
+        openings = {prefix.split(maxsplit=1)[0].strip(",") for prefix in self.bank.prefixes[register]}
+        if sentence.split(maxsplit=1)[0].strip(",") in openings:
+            return sentence
+        return self._pick(self.bank.prefixes[register]) + sentence[:1].lower() + sentence[1:]
+
     def point(self, point: str) -> str:
         kind = self.topic.kind
         register = self._registered()
@@ -134,6 +141,8 @@ class _Answer:
             frame = prefix + frame
         else:
             frame = self._pick(self.bank.frames[kind][register])
+            if register != "neutral" and self.rng.random() < 0.5:
+                frame = self._prefixed(frame, register)
         capital = _sentence_case(point)
         text = frame.format(p=point, P=capital, c=point, C=capital)
         return _in_register(_sentence_case(text), register, self.bank)
@@ -146,7 +155,12 @@ class _Answer:
         sentences = [self.point(point)]
         if self.style.length == 3:
             reason = self._pick(self.bank.reasons[self.topic.kind]).format(t=self.topic.name)
-            sentences.append(_in_register(_sentence_case(reason), self._registered(), self.bank))
+            register = self._registered()
+            if self.rng.random() < self.style.hedging / 2:
+                reason = reason[:-1] + self._pick(self.bank.hedge_tails) + "."
+            elif register != "neutral":
+                reason = self._prefixed(reason, register)
+            sentences.append(_in_register(_sentence_case(reason), register, self.bank))
             if self.style.warmth == 3 and self.rng.random() < 0.4:
                 sentences.append(self._aside(self.bank.asides))
         return " ".join(sentences)
@@ -161,6 +175,8 @@ class _Answer:
         if style.warmth == 3 and style.length >= 2:
             head.append(self._aside(self.bank.asides))
         tail = []
+        if style.examples == 2:
+            tail.append(self._pick(self.bank.example_leads).format(t=topic.name))
         for example in rng.permutation(len(topic.examples))[: style.examples].tolist():
             text = self._pick(self.bank.examples).format(e=topic.examples[example])
             tail.append(_in_register(text, self._registered(), self.bank))

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from service.datasets.columns import DatasetColumns
 from service.datasets.pairs import PairTable, RatingTable
-from service.datasets.writer import DatasetColumns
 
 Messages = tuple[tuple[str, str], ...]
 """A prompt: (role, content) of each message, in order."""

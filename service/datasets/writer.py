@@ -11,9 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -21,18 +19,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from service.datasets.columns import DatasetColumns
 from service.datasets.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    SPLIT_NAME_PATTERN,
     BackboneInfo,
     DatasetManifest,
-    InputDigest,
     SourceInfo,
     read_manifest,
     write_json,
 )
-from service.datasets.pairs import PairTable, RatingTable, pair_problems
+from service.datasets.pairs import PairTable, RatingTable
 from service.errors import ConfigurationError
 
 DEFAULT_SHARD_TEXTS: Final = 1024
@@ -51,63 +48,6 @@ def _truncated_path(path: Path, number: int) -> Path:
 def _what_matters(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What of a backbone must not change between runs; the fingerprint tells its weights, under whatever name."""
     return {name: value for name, value in spec.items() if name not in {"id", "device"}}
-
-
-@dataclass(frozen=True)
-class DatasetColumns:
-    """Everything of a data set but its embeddings.
-
-    Attributes:
-        text_prompt_N: int32, which prompt each text answers.
-        text_key_N: uint8 [N, 32], identifies each text.
-        users: Different user ids.
-        splits: Name -> pairs.
-        ratings: Graded ratings, or None.
-    """
-
-    text_prompt_N: NDArray[np.int32]
-    text_key_N: NDArray[np.uint8]
-    users: Sequence[str]
-    splits: Mapping[str, PairTable]
-    ratings: RatingTable | None = None
-
-    def check(self) -> None:
-        """Refuse columns that no reader could use.
-
-        Raises:
-            ConfigurationError: Names the first column that is wrong.
-        """
-        texts = self.text_prompt_N.size
-        if texts < 1:
-            raise ConfigurationError("a data set needs at least one text")
-        if self.text_prompt_N.dtype != np.int32 or self.text_prompt_N.min() < 0:
-            raise ConfigurationError("text_prompt must be int32 and not negative")
-        if self.text_key_N.shape != (texts, 32) or self.text_key_N.dtype != np.uint8:
-            raise ConfigurationError(f"text_key must be uint8 [{texts}, 32]")
-        if len(set(self.users)) != len(self.users):
-            raise ConfigurationError("user ids must be different")
-        for name, table in self.splits.items():
-            if not re.match(SPLIT_NAME_PATTERN, name):
-                raise ConfigurationError(f"split {name!r}: use letters, digits, '_', '-' and '.', at most 64")
-            if problems := pair_problems(table, len(self.users), texts):
-                raise ConfigurationError(f"split {name!r}: {'; '.join(problems)}")
-
-    def digest(self, golden_texts_id: str) -> InputDigest:
-        """What a resumed run must agree with."""
-        columns = hashlib.sha256(json.dumps(list(self.users)).encode())
-        columns.update(self.text_prompt_N.tobytes())
-        tables: dict[str, PairTable | RatingTable] = dict(sorted(self.splits.items()))
-        if self.ratings is not None:
-            tables["/ratings"] = self.ratings
-        for name, table in tables.items():
-            columns.update(f"{name}:{len(table)}".encode())
-            for column in table.columns().values():
-                columns.update(np.ascontiguousarray(column).tobytes())
-        return InputDigest(
-            texts=hashlib.sha256(self.text_key_N.tobytes()).hexdigest(),
-            columns=columns.hexdigest(),
-            golden_texts_id=golden_texts_id,
-        )
 
 
 def _save(file: Path, array: NDArray[np.generic]) -> None:
