@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(DEMO_CHECKPOINT, description="Checkpoint directory.")
     backbone: str = Field("", description="`minilm`, a hub id or a path; empty takes the one the checkpoint names.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA (MiniLM: float32), else float32.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA (MiniLM: float32), else float32."
+    )
     max_tokens: Count | None = Field(None, description="Longest text in tokens; empty: 4096 or the model's own limit.")
     max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")
     max_queue_tokens: Count = Field(524_288, description="Tokens that may wait; beyond it requests get 503.")

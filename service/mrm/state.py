@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +146,7 @@ class UserState:
 
 def pack_factor(lower_KK: npt.NDArray[Any]) -> FloatArray:
     """The lower triangle of [K, K] by rows, [K (K + 1) / 2]."""
-    return np.asarray(lower_KK[np.tril_indices(len(lower_KK))], dtype=np.float64)
+    return np.asarray(lower_KK[_lower_triangle(len(lower_KK))], dtype=np.float64)
 
 
 def unpack_factor(packed: FloatArray) -> FloatArray:
@@ -153,9 +155,15 @@ def unpack_factor(packed: FloatArray) -> FloatArray:
     Raises:
         ValueError: The length is no triangular number.
     """
-    heads = (int(np.sqrt(8 * len(packed) + 1)) - 1) // 2
+    heads = (math.isqrt(8 * len(packed) + 1) - 1) // 2
     if heads * (heads + 1) // 2 != len(packed):
         raise ValueError(f"a packed factor cannot have {len(packed)} numbers")
     lower_KK = np.zeros((heads, heads))
-    lower_KK[np.tril_indices(heads)] = packed
+    lower_KK[_lower_triangle(heads)] = packed
     return lower_KK
+
+
+@functools.cache
+def _lower_triangle(heads: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    # Kept, because every score unpacks a factor and making the indices costs more than using them.
+    return np.tril_indices(heads)
