@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("solve", "score", "startup")
+DEFAULTS = ("solve", "score", "startup")
+# These need data to be named.
+OTHERS = ("jester", "jester_over_http")
+NAMES = DEFAULTS + OTHERS
 
 
 def main() -> None:
@@ -14,7 +17,7 @@ def main() -> None:
     if name in ("-h", "--help") or (name and name not in NAMES):
         print(f"usage: python -m benchmarks [{'|'.join(NAMES)}] [options]")
         raise SystemExit(0 if name in ("-h", "--help") else 2)
-    for chosen in [name] if name else NAMES:
+    for chosen in [name] if name else DEFAULTS:
         print(f"== {chosen}")
         importlib.import_module(f"benchmarks.{chosen}").main(options)
 

@@ -2,7 +2,7 @@
 
 Offline and server must give the same verdict on every pair whose margin exceeds 1e-5; pairs below are counted.
 
-Example: python -m benchmarks.jester_over_http --texts ../shared/data/jester --data runs/jester-smollm2 \
+Example: python -m benchmarks jester_over_http --texts ../shared/data/jester --data runs/jester-smollm2 \
              --split warm_seed0 --checkpoint runs/jester-smollm2-warm0 --users 200 --shots 20
 """
 
@@ -25,7 +25,7 @@ from service.mrm.metrics import pair_accuracy
 DECIDED = 1e-5
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Run the comparison and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, help="folder with responses.jsonl")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="trained on that split's seen users")
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--shots", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     rows = [json.loads(line) for line in (arguments.texts / "responses.jsonl").read_text().splitlines()]
     dataset = EmbeddedDataset.open(arguments.data)
@@ -110,7 +110,3 @@ def main() -> None:
     print(f"largest difference of a margin {largest:.2e}")
     if differing:
         raise SystemExit("the server does not give the offline verdicts")
-
-
-if __name__ == "__main__":
-    main()

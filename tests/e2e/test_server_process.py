@@ -74,6 +74,18 @@ def test_an_answered_adapt_survives_kill_9(tmp_path: Path, request: pytest.Fixtu
             assert (repeated["version"], repeated["pairs_stored"], repeated["weights"]) == (2, 0, adapted["weights"])
 
 
+def test_the_quickstart_example_runs_as_written(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        result = subprocess.run(
+            [sys.executable, "examples/quickstart.py", server.url], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+    before, after = result.stdout.split("grace (adapted):")
+    assert before.startswith("nobody (cold_start):")
+    first = [part.strip().splitlines()[0] for part in (before.partition(":")[2], after)]
+    assert "thrilled" in first[0]
+    assert "Wear gloves" in first[1]
+
+
 def test_life_of_a_user(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server, server.client() as client:
         assert client.get("/users").json() == {"users": [], "next": None}

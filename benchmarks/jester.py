@@ -1,0 +1,78 @@
+"""The five-seed table on real people (Jester): train on each split's seen users, evaluate its unseen ones.
+
+Runs `metareward train` and `metareward evaluate` on every split of an embedded data set and prints mean and standard
+deviation over seeds. Splits whose evaluation is already in --output are not run again.
+
+Example: metareward embed --format ratings --input ../shared/data/jester --backbone minilm --output runs/jester-minilm
+         python -m benchmarks jester --data runs/jester-minilm --output runs/jester-minilm-results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.environment import describe
+from service.datasets.embedded import EmbeddedDataset
+
+
+def main(argv: list[str]) -> None:
+    """Train, evaluate, and print a table for each kind of split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--heads", type=int, default=8)
+    arguments = parser.parse_args(argv)
+    print(describe())
+    dataset = EmbeddedDataset.open(arguments.data)
+    results: dict[str, list[dict]] = defaultdict(list)
+    seconds = []
+    for split in dataset.split_names:
+        kind, _, seed = split.partition("_seed")
+        checkpoint, result = arguments.output / split, arguments.output / f"{split}.json"
+        if not result.exists():
+            data = ["--data", str(arguments.data), "--split", split]
+            options = ["--heads", str(arguments.heads), "--seed", seed or "0", "--output", str(checkpoint)]
+            started = time.perf_counter()
+            _metareward("train", *data, *options)
+            seconds.append(time.perf_counter() - started)
+            _metareward("evaluate", *data, "--checkpoint", str(checkpoint), "--json", str(result))
+        results[kind].append(json.loads(result.read_text()))
+    for kind, runs in sorted(results.items(), reverse=True):
+        _print_table(f"{kind}, {dataset.backbone.id}, K = {arguments.heads}, {len(runs)} seeds", runs)
+    if seconds:
+        print(f"training took {np.mean(seconds):.0f} s a split")
+
+
+def _metareward(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "service", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def _print_table(title: str, runs: list[dict]) -> None:
+    print(f"\n{title}")
+    print(
+        f"{'pairs':>8}{'accuracy':>16}{'gain':>16}{'worst seed':>12}{'worst 10 %':>12}{'log-loss':>10}{'calibration':>16}"
+    )
+    rows = [("tuned BT", [run["baseline"] for run in runs])]
+    rows += [
+        (str(measured["shots"]), [run["by_shots"][i] for run in runs]) for i, measured in enumerate(runs[0]["by_shots"])
+    ]
+    for name, measured in rows:
+        accuracy = 100 * np.array([m["accuracy"] for m in measured])
+        gain = 100 * np.array([m["gain"] for m in measured])
+        fixed = 100 * np.mean([m["worst_of_population"]["10%"] for m in measured])
+        calibration = np.mean([m["calibration_error"] for m in measured])
+        perfect = np.mean([m["calibration_error_if_perfect"] for m in measured])
+        log_loss = np.mean([m["log_loss"] for m in measured])
+        spread = [f"{values.mean():+9.2f} ± {values.std(ddof=1):4.2f}" for values in (accuracy, gain)]
+        print(
+            f"{name:>8}{''.join(spread)}{gain.min():+12.2f}{fixed:12.2f}{log_loss:10.4f}{calibration:9.4f}/{perfect:.4f}"
+        )
+    print("worst 10 %: of the users whom tuned BT serves worst; calibration: error / that of a perfect model")

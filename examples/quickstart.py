@@ -1,0 +1,24 @@
+"""Adapt a user to a few choices and score completions as they would. Run it beside `make serve`.
+
+Usage: python examples/quickstart.py [http://127.0.0.1:8000]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import httpx
+
+choices = json.loads((Path(__file__).parent / "adapt.json").read_text())
+candidates = json.loads((Path(__file__).parent / "score.json").read_text())
+
+with httpx.Client(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", timeout=60) as server:
+    for user in ("nobody", "grace"):
+        if user == "grace":
+            server.post("/users/grace/adapt", json=choices).raise_for_status()
+        answer = server.post("/score", json={**candidates, "user_id": user}).raise_for_status().json()
+        print(f"{user} ({answer['user_state']}):")
+        for index in answer["order"]:
+            print(f"  {answer['rewards'][index]:+.2f}  {candidates['completions'][index].splitlines()[0][:70]}")
