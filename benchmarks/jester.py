@@ -57,9 +57,8 @@ def _metareward(*arguments: str) -> None:
 
 def _print_table(title: str, runs: list[dict]) -> None:
     print(f"\n{title}")
-    print(
-        f"{'pairs':>8}{'accuracy':>16}{'gain':>16}{'worst seed':>12}{'worst 10 %':>12}{'log-loss':>10}{'calibration':>16}"
-    )
+    columns = {"pairs": 8, "accuracy": 16, "gain": 16, "worst seed": 12, "worst 10 %": 12, "log-loss": 10}
+    print("".join(f"{name:>{width}}" for name, width in columns.items()) + "     calibration")
     rows = [("tuned BT", [run["baseline"] for run in runs])]
     rows += [
         (str(measured["shots"]), [run["by_shots"][i] for run in runs]) for i, measured in enumerate(runs[0]["by_shots"])
