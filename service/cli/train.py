@@ -102,7 +102,7 @@ def _summary_table(name: str, report: dict[str, Any]) -> Any:
     summary = report["summary"]
     gain = summary["validation_loss_of_population"] - summary["validation_loss"]
     table = Table(
-        title=f"{name}: {summary['recipe']}, split {report['split']}", title_justify="left", show_header=False
+        title=f"{name}: {summary['method']}, split {report['split']}", title_justify="left", show_header=False
     )
     rows = {
         "seen users / pairs / texts": f"{summary['users']} / {summary['pairs']} / {summary['texts']}",

@@ -146,7 +146,7 @@ def fit_empirical_bayes(
     logit_scale = made.noise_factor * choice.logit_scale if choice.personalises else 1.0
     start = GaussianStart(made.start_K, made.precision(choice.tau), 1.0 / logit_scale)
     summary = {
-        "recipe": RECIPE,
+        "method": RECIPE,
         "heads": heads,
         "seed": seed,
         "new_texts": cold,

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from service.checkpoints import Checkpoint
 from service.datasets.embedded import EmbeddedDataset
@@ -37,6 +38,7 @@ from service.training.pairs import IntArray
 
 SHOTS: Final = (0, 5, 10, 20, 50)
 WORST_SHARES: Final = (0.1, 0.2, 0.5)
+CHUNK_TEXTS: Final = 8192
 OnUser = Callable[[], None]
 
 
@@ -202,13 +204,12 @@ def evaluate_checkpoint(
         )
     users = unseen_users(dataset, split)
     rows, compact_users = _compacted(users)
-    hidden_ND = dataset.gather(rows).astype(np.float64)
-    base_NK = hidden_ND @ checkpoint.A_KD.astype(np.float64).T + checkpoint.b_K
+    base_NK = _linear(dataset, rows, checkpoint.A_KD) + checkpoint.b_K
     margins_SU = adapted_margins(compact_users, base_NK, checkpoint.start, sorted(set(shots)), on_user)
     by_shots = [measure(count, margins_U) for count, margins_U in margins_SU.items()]
     measured_baseline = None
     if baseline is not None:
-        reward_N = hidden_ND @ baseline.direction_D
+        reward_N = _linear(dataset, rows, baseline.direction_D[None])[:, 0]
         measured_baseline = measure(
             0, [reward_N[user.query_chosen_Q] - reward_N[user.query_rejected_Q] for user in compact_users]
         )
@@ -261,6 +262,13 @@ def measure(shots: int, margins_U: Sequence[FloatArray]) -> Measured:
         calibration=calibration(pooled_J),
         perfect_error=perfect_calibration_error(pooled_J),
     )
+
+
+def _linear(dataset: EmbeddedDataset, rows: IntArray, matrix_KD: npt.NDArray[np.floating]) -> FloatArray:
+    """Hidden states [N, D] of the rows times the matrix transposed, [N, K], without holding them all."""
+    chunks = [rows[start : start + CHUNK_TEXTS] for start in range(0, len(rows), CHUNK_TEXTS)]
+    right_DK = matrix_KD.astype(np.float64).T
+    return np.concatenate([dataset.gather(chunk).astype(np.float64) @ right_DK for chunk in chunks])
 
 
 def _percent(share: float) -> str:

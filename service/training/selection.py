@@ -63,7 +63,7 @@ class PriorChoice:
         logit_scale: Fitted factor on logits that already carry the noise factor: temperature = 1 / both.
         loss: Validation log-loss of the best prior after few pairs, mean over held-out users and over shots.
         plain_loss: That of the population model on the same pairs.
-        standard_error: Standard error over users of the difference.
+        standard_error: Standard error of the difference, over users or over folds, whichever is larger.
         personalises: The gain exceeds one standard error.
         losses: Every candidate's loss, [{power, tau, loss, logit_scale}].
     """
@@ -143,7 +143,7 @@ def choose_prior(
     """The best prior over all powers and taus, or none.
 
     The population model that must be beaten is the best of `means`; where the best prior does not beat it by more
-    than one standard error of the per-user difference, that model stays.
+    than one standard error, that model stays.
     """
     results = {mean: _judged_priors(folds, values_ND, prompt_N, mean, heads, steps) for mean in means}
     weights_J = np.concatenate([fold.episodes.weights() for fold in folds]) / len(folds)
@@ -157,8 +157,13 @@ def choose_prior(
     plain = min(means, key=lambda mean: mean.loss)
     plain_J = np.logaddexp(0.0, -results[plain]["plain_J"])
     plain_loss = float(weights_J @ plain_J)
-    gain_U = _user_means(plain_J - best.loss_J, weights_J, user_J)
-    standard_error = float(gain_U.std(ddof=1) / np.sqrt(len(gain_U)))
+    gain_J = plain_J - best.loss_J
+    fold_J = np.repeat(np.arange(len(folds)), [len(fold.episodes.episode_J) for fold in folds])
+    # the users of a cold fold are judged on the same few new texts: what varies there is the texts, not the users
+    standard_error = max(
+        _standard_error(_group_means(gain_J, weights_J, user_J)),
+        _standard_error(_group_means(gain_J, weights_J, fold_J)),
+    )
     personalises = plain_loss - best.loss > standard_error
     return PriorChoice(
         mean=best.mean if personalises else plain,
@@ -240,7 +245,11 @@ def _equal_users(user_J: IntArray) -> FloatArray:
     return np.asarray(1.0 / (count_U[user_J] * np.count_nonzero(count_U)))
 
 
-def _user_means(values_J: FloatArray, weights_J: FloatArray, user_J: IntArray) -> FloatArray:
-    weight_U = np.bincount(user_J, weights=weights_J)
-    total_U = np.bincount(user_J, weights=weights_J * values_J)
-    return np.asarray(total_U[weight_U > 0] / weight_U[weight_U > 0])
+def _group_means(values_J: FloatArray, weights_J: FloatArray, group_J: IntArray) -> FloatArray:
+    weight_G = np.bincount(group_J, weights=weights_J)
+    total_G = np.bincount(group_J, weights=weights_J * values_J)
+    return np.asarray(total_G[weight_G > 0] / weight_G[weight_G > 0])
+
+
+def _standard_error(values_G: FloatArray) -> float:
+    return float(values_G.std(ddof=1) / np.sqrt(len(values_G)))
