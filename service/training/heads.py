@@ -74,7 +74,7 @@ def make_heads(mean_d: FloatArray, covariance_dd: FloatArray, values_Nd: FloatAr
     return Heads(
         directions_Kd,
         directions_Kd @ mean_d,
-        _floored(inside_KK),
+        _floored(inside_KK, rest),
         float(1.0 / np.sqrt(1.0 + np.pi * 2.0 * REMOVED_SHARE * rest / 8.0)),
     )
 
@@ -85,8 +85,10 @@ def _signs(directions_Kd: FloatArray, mean_d: FloatArray, values_Nd: FloatArray)
     return np.where(correlation_K < 0, -1.0, 1.0)
 
 
-def _floored(matrix_KK: FloatArray) -> FloatArray:
+def _floored(matrix_KK: FloatArray, rest: float) -> FloatArray:
     """The matrix with its eigenvalues at no less than 1e-3 of the largest."""
     eigenvalues_K, vectors_KK = np.linalg.eigh(0.5 * (matrix_KK + matrix_KK.T))
-    floored_K = np.maximum(eigenvalues_K, EIGENVALUE_FLOOR * eigenvalues_K[-1])
+    # with one head, the mean's direction, people may vary less along it than elsewhere: then nothing is left of it
+    largest = max(float(eigenvalues_K[-1]), EIGENVALUE_FLOOR * rest)
+    floored_K = np.maximum(eigenvalues_K, EIGENVALUE_FLOOR * largest)
     return np.asarray((vectors_KK * floored_K) @ vectors_KK.T)

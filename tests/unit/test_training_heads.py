@@ -48,6 +48,13 @@ def test_eigenvalues_are_floored_and_tau_scales_the_prior() -> None:
     np.testing.assert_array_equal(made.precision(0.2), made.precision(0.2).T)
 
 
+def test_one_head_along_which_people_hardly_vary_has_a_prior_still() -> None:
+    _, _, values_Nd = prior()
+    covariance_dd = np.diag([4.0, 2.0, 1.0, 0.1, 0.1, 0.1, 0.1])
+    made = make_heads(np.eye(D)[6], covariance_dd, values_Nd, 1)
+    assert 0 < made.covariance_KK[0, 0] < 0.1
+
+
 def test_a_population_without_a_direction_of_its_own_gives_its_head_to_the_next_taste() -> None:
     _, covariance_dd, values_Nd = prior()
     made = make_heads(np.zeros(D), covariance_dd, values_Nd, 3)
