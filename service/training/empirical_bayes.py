@@ -20,10 +20,19 @@ from service.mrm import GaussianStart
 from service.mrm.state import FloatArray
 from service.training.bradley_terry import fit_bradley_terry
 from service.training.features import Projection, principal_components
-from service.training.folds import FOLDS, make_folds
-from service.training.heads import make_heads
+from service.training.folds import (
+    COLD_SHARE,
+    DRAWS,
+    FOLDS,
+    MAX_HELD_OUT_USERS,
+    MIN_GROUPS,
+    SHOTS,
+    SUPPORT_SHARE,
+    make_folds,
+)
+from service.training.heads import EIGENVALUE_FLOOR, REMOVED_SHARE, make_heads
 from service.training.pairs import Pairs, SeenData, codes
-from service.training.prior import learn_prior
+from service.training.prior import PSEUDO_USERS, ROUNDS, START_VARIANCE, learn_prior
 from service.training.selection import (
     POWERS,
     RIDGES,
@@ -256,7 +265,10 @@ def make_checkpoint(
 
 
 def _reduced(data: SeenData, steps: Steps) -> tuple[Projection, FloatArray]:
-    """Hidden states in at most `MAX_COMPONENTS` orthonormal directions: lossless for few texts, and small."""
+    """Hidden states in at most `MAX_COMPONENTS` orthonormal directions: lossless for few texts, and small.
+
+    The directions are those of all training texts; with more than `MAX_COMPONENTS` texts, validation folds share them.
+    """
 
     def compute() -> dict[str, FloatArray]:
         components = principal_components(data.hidden_ND, data.prompt_N, MAX_COMPONENTS)
@@ -273,10 +285,13 @@ def _fitted_mean(values_Nd: FloatArray, pairs: Pairs, choice: MeanChoice) -> Flo
 
 def _digest(data: SeenData, seed: int, cold: bool) -> str:
     options = {
-        "version": 1,
+        # to be raised when other code makes other steps of the same input
+        "version": 2,
         "seed": seed,
         "cold": cold,
         "grids": [POWERS, RIDGES, WEIGHTINGS, TAUS, MAX_COMPONENTS],
+        "folds": [FOLDS, DRAWS, SHOTS, SUPPORT_SHARE, COLD_SHARE, MIN_GROUPS, MAX_HELD_OUT_USERS],
+        "prior": [ROUNDS, PSEUDO_USERS, START_VARIANCE, REMOVED_SHARE, EIGENVALUE_FLOOR],
     }
     pairs = data.pairs
     return digest_of(

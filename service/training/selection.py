@@ -83,7 +83,7 @@ class PriorChoice:
 
 
 def fold_projection(fold: Fold, values_ND: FloatArray, prompt_N: IntArray, power: float) -> Projection:
-    """Features that know only the fold's training texts."""
+    """Features whose components, mean and scale are those of the fold's training texts."""
     rows = fold.train_texts()
     return principal_components(values_ND[rows], prompt_N[rows], values_ND.shape[1]).scaled(power)
 
@@ -93,7 +93,7 @@ def choose_means(folds: Sequence[Fold], values_ND: FloatArray, prompt_N: IntArra
 
     Args:
         folds: Splits of the seen users.
-        values_ND: Hidden states of texts (or a lossless reduction of them).
+        values_ND: Hidden states of texts, or the reduction of them that all folds share.
         prompt_N: Prompt of each text.
         steps: One step per fold and power.
     """
