@@ -1,7 +1,7 @@
 """Preference pairs of the seen users, as training sees them.
 
-`Pairs` is built from a split's training part alone: nothing in this package can reach an unseen user's pairs,
-because no function here takes the split itself.
+Recipes take `SeenData`, never a split: what they learn from is built from the training part alone, in one place
+(`empirical_bayes.seen_data`). Only `evaluation` reads the other parts.
 """
 
 from __future__ import annotations

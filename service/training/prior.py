@@ -9,7 +9,6 @@ sphere of the same trace by s0 pseudo-users:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -34,7 +33,6 @@ def learn_prior(
     mean_d: FloatArray,
     rounds: int = ROUNDS,
     pseudo_users: float = PSEUDO_USERS,
-    on_round: Callable[[], None] = lambda: None,
 ) -> FloatArray:
     """The prior covariance S [d, d] around mu.
 
@@ -44,7 +42,6 @@ def learn_prior(
         mean_d: mu.
         rounds: Rounds of EM.
         pseudo_users: s0.
-        on_round: Called after each round, for progress.
     """
     d = values_Nd.shape[1]
     covariance_dd: FloatArray = START_VARIANCE / (2.0 * d) * np.eye(d)
@@ -61,7 +58,6 @@ def learn_prior(
         t = np.trace(total_dd) / (users * d)
         covariance_dd = (total_dd + pseudo_users * t * np.eye(d)) / (users + pseudo_users)
         covariance_dd = np.asarray(0.5 * (covariance_dd + covariance_dd.T))
-        on_round()
     return covariance_dd
 
 

@@ -14,7 +14,7 @@ def one_blas_thread() -> Iterator[None]:
 
     Fits make thousands of calls on matrices of tens of rows and run steps side by side (`steps.py`). BLAS threads of
     their own only wait for each other there: on a busy machine one round of EM took 15 times the processor time.
-    Sums then also have one order, whatever the machine.
+    Sums then also have one order, however many cores there are.
     """
     with threadpool_limits(limits=1, user_api="blas"):
         yield
