@@ -50,6 +50,14 @@ def evaluate(
         from service.training.plots import write_plots  # before the work: matplotlib may be missing
     trained, dataset = load_checkpoint(checkpoint), EmbeddedDataset.open(data)
     split = split_or_only(dataset, split)
+    taught = trained.training.get("split", split)
+    if trained.training.get("data") == dataset.manifest.source.name and taught != split:
+        typer.secho(
+            f"warning: the checkpoint was trained on split {taught} of this data: users that are unseen in {split} may "
+            "have taught it",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
     tuned = None
     if baseline:
         seed = int(trained.training.get("seed", 0))

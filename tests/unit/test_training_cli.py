@@ -58,6 +58,16 @@ def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_checkpoint_of_another_split_of_the_data_is_told(tmp_path: Path) -> None:
+    people = make_people()
+    people.write(tmp_path / "data", one=people.table, two=people.table)
+    data = ("--data", tmp_path / "data")
+    run("train", *data, "--split", "one", "--output", tmp_path / "checkpoint", "--heads", 2)
+    judge = ("evaluate", *data, "--checkpoint", tmp_path / "checkpoint", "--shots", "0", "--no-baseline", "--split")
+    assert "may have taught it" in run(*judge, "two")
+    assert "may have taught it" not in run(*judge, "one")
+
+
 @pytest.mark.parametrize("shots", ["five", "5,,10", "-1"])
 def test_impossible_shots_are_refused(tmp_path: Path, shots: str) -> None:
     with pytest.raises(InvalidInput, match="--shots"):
