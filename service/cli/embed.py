@@ -40,9 +40,14 @@ def embed(
         int | None, typer.Option(help="Longest text, in tokens; longer ones are truncated and counted.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Makes the splits that the input does not give.")] = 0,
-    splits: Annotated[int, typer.Option(min=1, help="ratings: splits for so many seeds, from --seed on.")] = 5,
+    splits: Annotated[
+        int, typer.Option(min=1, help="ratings without ready splits: splits for so many seeds, from --seed on.")
+    ] = 5,
     margin: Annotated[
-        float, typer.Option(min=0.0, help="ratings: a pair is rating(chosen) - rating(rejected) > margin.")
+        float,
+        typer.Option(
+            min=0.0, help="ratings without ready splits: a pair is rating(chosen) - rating(rejected) > margin."
+        ),
     ] = 1.0,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one forward pass, padding included.")] = 8192,
     shard_texts: Annotated[int, typer.Option(min=1, help="Texts of a shard: what a kill can cost at most.")] = 1024,

@@ -82,7 +82,7 @@ class SourceInfo(_Strict):
 
 
 class InputDigest(_Strict):
-    """What a resumed run must agree with: the same texts, the same pairs, the same backbone.
+    """What a resumed run must agree with besides the backbone: the same texts, the same pairs, the same golden texts.
 
     Attributes:
         texts: SHA-256 over the text keys, in order.

@@ -47,7 +47,7 @@ def read_ratings(
         directory: As the module describes.
         seed: The first seed of the splits that are made; unused where ready splits exist.
         splits: How many seeds, from `seed` on; each gives a warm and a cold split.
-        protocol: Sizes and the margin of a pair; the defaults if None.
+        protocol: Sizes and the margin of a pair; the defaults if None; unused where ready splits exist.
 
     Raises:
         ConfigurationError: A file is missing or cannot be read, or nobody rated enough for any split.
@@ -61,7 +61,9 @@ def read_ratings(
     users, ratings = _read_table(_ratings_file(directory), row_of)
     ready = _ready_splits(directory, users, ratings, len(texts.texts))
     if ready:
-        notes = [f"{len(ready)} ready splits taken as they are: {', '.join(ready)}"]
+        notes = [
+            f"{len(ready)} ready splits taken as they are, without --seed, --splits and --margin: {', '.join(ready)}"
+        ]
         return PreferenceData(texts.texts, texts.prompts(), users, ready, ratings, notes)
     made: dict[str, PairTable] = {}
     notes = []
