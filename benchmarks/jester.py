@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.environment import describe
+from service.checkpoints import load_checkpoint
 from service.datasets.embedded import EmbeddedDataset
 
 
@@ -37,7 +38,11 @@ def main(argv: list[str]) -> None:
     for split in dataset.split_names:
         kind, _, seed = split.partition("_seed")
         checkpoint, result = arguments.output / split, arguments.output / f"{split}.json"
-        if not result.exists():
+        if result.exists():
+            trained = load_checkpoint(checkpoint)
+            if (trained.heads, trained.backbone.fingerprint) != (arguments.heads, dataset.backbone.fingerprint):
+                parser.error(f"{result} is of other data or another K: choose another --output")
+        else:
             data = ["--data", str(arguments.data), "--split", split]
             options = ["--heads", str(arguments.heads), "--seed", seed or "0", "--output", str(checkpoint)]
             started = time.perf_counter()
@@ -70,7 +75,7 @@ def _print_table(title: str, runs: list[dict]) -> None:
         calibration = np.mean([m["calibration_error"] for m in measured])
         perfect = np.mean([m["calibration_error_if_perfect"] for m in measured])
         log_loss = np.mean([m["log_loss"] for m in measured])
-        spread = [f"{values.mean():+9.2f} ± {values.std(ddof=1):4.2f}" for values in (accuracy, gain)]
+        spread = [f"{v.mean():{sign}9.2f} ± {v.std(ddof=1):4.2f}" for v, sign in ((accuracy, ""), (gain, "+"))]
         print(
             f"{name:>8}{''.join(spread)}{gain.min():+12.2f}{fixed:12.2f}{log_loss:10.4f}{calibration:9.4f}/{perfect:.4f}"
         )
