@@ -96,8 +96,13 @@ class UserStates:
         return self._resolved(user)
 
     def publish(self, user: StoredUser) -> None:
-        """Remember a user as just committed, unless something newer is remembered."""
-        self._cache.publish(user, time.monotonic())
+        """Remember a user as just committed, unless something newer is remembered.
+
+        A replayed answer may be older than the checkpoint: such weights are not this checkpoint's, and a read solves
+        for them anew.
+        """
+        if user.checkpoint_id == self._checkpoint.checkpoint_id:
+            self._cache.publish(user, time.monotonic())
 
     def publish_absent(self, tenant_id: str, user_id: str) -> None:
         """Remember that a user was just erased."""

@@ -202,6 +202,21 @@ def test_another_start_on_the_same_heads_counts_the_stored_pairs(database: Datab
     assert result.standing == "adapted"
 
 
+def test_an_answer_replayed_under_another_checkpoint_leaves_no_old_weights_in_memory(database: Database) -> None:
+    old, new = Operations(database), Operations(database, checkpoint=toy_checkpoint(seed=1))
+
+    async def path():
+        first = (await adapt(old, idempotency_key="k", body=b"1")).outcome
+        expected = (await score(new)).results[0]
+        again = Operations(database, checkpoint=new.checkpoint)
+        replay = (await adapt(again, idempotency_key="k", body=b"1")).outcome
+        assert (replay.replayed, replay.weights) == (True, first.weights)
+        return expected, (await score(again)).results[0]
+
+    expected, after_replay = asyncio.run(path())
+    assert after_replay.rewards == expected.rewards
+
+
 def test_without_a_database_known_users_are_stale_and_unknown_ones_refused(postgres: PostgresServer) -> None:
     """A server of its own, because it is killed."""
     server = PostgresServer()
