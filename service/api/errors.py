@@ -77,7 +77,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Map every error of the project, of validation and of routing to a problem."""
+    """Map every error of the project, of validation and of routing to a problem; the gate answers for the rest."""
 
     @app.exception_handler(MetarewardError)
     async def _ours(request: Request, error: MetarewardError) -> Response:
@@ -92,11 +92,10 @@ def install_error_handlers(app: FastAPI) -> None:
                 kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
                 return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)
             case EngineError():
-                logger.error("engine failed on a request", exc_info=error)
+                logger.error("engine failed, request_id=%s", request_id_of(request.scope), exc_info=error)
                 return problem(request, 500, "engine-error", str(error))
             case _:
-                logger.error("unexpected error", exc_info=error)
-                return problem(request, 500, "internal-error", "The server failed on this request.")
+                raise error
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
@@ -111,11 +110,6 @@ def install_error_handlers(app: FastAPI) -> None:
             return problem(request, 405, "method-not-allowed", "This path exists, but not with this method.")
         kind = "too-large" if error.status_code == 413 else "malformed-request"
         return problem(request, error.status_code, kind, str(error.detail))
-
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> Response:
-        logger.error("unexpected error", exc_info=error)
-        return problem(request, 500, "internal-error", "The server failed on this request.")
 
 
 def _counted(issues: Sequence[FieldIssue]) -> str:

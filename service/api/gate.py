@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from service.api.departure import Departure
 from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
 from service.api.request_id import HEADER, assign_request_id
 from service.observability.metrics import Metrics
@@ -24,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("service.access")
 
 BODY_METHODS = {"POST", "PUT", "PATCH"}
+CLIENT_LEFT = 499  # in the metrics; nobody is there to be answered
 
 
 class _RefusedError(Exception):
@@ -57,10 +59,12 @@ class Gate:
         request_id = assign_request_id(scope)
         status = 500
         answering = False
+        departure = Departure(receive)
 
         async def send_and_note(event: Event) -> None:
             nonlocal status, answering
             if event["type"] == "http.response.start":
+                departure.end()
                 answering = True
                 status = event["status"]
                 event["headers"] = [*event["headers"], (HEADER, request_id.encode())]
@@ -69,7 +73,11 @@ class Gate:
         try:
             self._check_headers(scope)
             async with asyncio.timeout(self._timeout_s):
-                await self._app(scope, self._limited(receive), send_and_note)
+                await self._app(scope, self._limited(receive, departure), send_and_note)
+        except asyncio.CancelledError:
+            if not departure.noticed:
+                raise
+            status = CLIENT_LEFT
         except _RefusedError as refusal:
             await _answer(send_and_note, refusal, request_id)
         except TimeoutError:
@@ -77,7 +85,14 @@ class Gate:
                 raise
             detail = f"Not done within {self._timeout_s:g} s. Repeat an adapt with its Idempotency-Key."
             await _answer(send_and_note, _RefusedError(503, "timeout", detail), request_id)
+        except Exception:
+            logger.exception("unexpected error, request_id=%s", request_id)
+            if answering:
+                raise
+            detail = "The server failed on this request."
+            await _answer(send_and_note, _RefusedError(500, "internal-error", detail), request_id)
         finally:
+            departure.end()
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -98,7 +113,7 @@ class Gate:
             if length.isdigit() and int(length) > self._max_body_bytes:
                 raise self._too_large()
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, departure: Departure) -> Receive:
         received = 0
 
         async def receive_limited() -> Event:
@@ -108,6 +123,8 @@ class Gate:
             if received > self._max_body_bytes:
                 # FastAPI reads the body inside its own handling of errors, and lets only this one through.
                 raise HTTPException(413, self._too_large().detail)
+            if event["type"] == "http.request" and not event.get("more_body", False):
+                departure.watch()
             return event
 
         return receive_limited
