@@ -6,8 +6,8 @@ import importlib
 import sys
 
 DEFAULTS = ("solve", "score", "startup")
-# These need data to be named.
-OTHERS = ("jester", "jester_over_http")
+# These take minutes, or need data to be named.
+OTHERS = ("demo", "jester", "jester_over_http")
 NAMES = DEFAULTS + OTHERS
 
 

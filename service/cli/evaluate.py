@@ -61,7 +61,8 @@ def evaluate(
     tuned = None
     if baseline:
         seed = int(trained.training.get("seed", 0))
-        new_texts = bool(trained.training.get("new_texts", is_cold(dataset, split)))
+        at_home = (trained.training.get("data"), trained.training.get("split")) == (dataset.manifest.source.name, split)
+        new_texts = bool(trained.training["new_texts"]) if at_home else is_cold(dataset, split)
         kept = checkpoint / "fit"  # what `train` tuned on the same data, if it is still there
         with progress("tuning Bradley-Terry", BASELINE_STEPS) as on_step:
             tuned = fit_tuned_bradley_terry(
@@ -110,12 +111,15 @@ def _table(report: dict[str, Any]) -> Table:
         "calibration error / that of a perfect model at this sample size",
         caption_justify="left",
     )
+    if any(row["pairs_given"] < row["shots"] for row in report["by_shots"]):
+        table.caption = f"{table.caption}; in brackets: pairs given on average, where some users have fewer"
     for heading in ("pairs", "accuracy", "gain", "worst 10%", "worst 20%", "worst 50%", "log-loss", "calibration"):
         table.add_column(heading, justify="right")
     if report["baseline"]:
         table.add_row("tuned BT", *_cells(report["baseline"]), end_section=True)
     for row in report["by_shots"]:
-        table.add_row(str(row["shots"]), *_cells(row))
+        fewer = row["pairs_given"] < row["shots"]
+        table.add_row(f"{row['shots']} ({row['pairs_given']:.1f})" if fewer else str(row["shots"]), *_cells(row))
     return table
 
 

@@ -116,6 +116,7 @@ class Evaluation:
 
     Attributes:
         user_U: Unseen users, as positions in the data set's list.
+        support_U: Support pairs that each user has; those with fewer than asked for gave all.
         query_pairs: Query pairs in all.
         by_shots: The checkpoint, by rising number of pairs.
         baseline: Tuned Bradley-Terry, or None where it was not asked for.
@@ -123,6 +124,7 @@ class Evaluation:
     """
 
     user_U: IntArray
+    support_U: IntArray
     query_pairs: int
     by_shots: list[Measured]
     baseline: Measured | None
@@ -140,8 +142,14 @@ class Evaluation:
             "query_pairs": self.query_pairs,
             "baseline": self.baseline and self.baseline.as_json(self.population),
             "baseline_choice": self.baseline_choice,
-            "by_shots": [measured.as_json(self.population) for measured in self.by_shots],
+            "by_shots": [
+                {**measured.as_json(self.population), "pairs_given": self._mean_pairs_given(measured.shots)}
+                for measured in self.by_shots
+            ],
         }
+
+    def _mean_pairs_given(self, shots: int) -> float:
+        return float(np.minimum(self.support_U, shots).mean())
 
 
 def unseen_users(dataset: EmbeddedDataset, split: str) -> list[UnseenUser]:
@@ -215,6 +223,7 @@ def evaluate_checkpoint(
         )
     return Evaluation(
         user_U=np.array([user.user for user in users]),
+        support_U=np.array([len(user.support_chosen_P) for user in users]),
         query_pairs=sum(len(user.query_chosen_Q) for user in users),
         by_shots=by_shots,
         baseline=measured_baseline,

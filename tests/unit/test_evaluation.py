@@ -95,6 +95,13 @@ def test_without_a_baseline_the_fewest_pairs_are_the_population(tmp_path: Path) 
     assert report["by_shots"][0]["worst_own"] == report["by_shots"][0]["worst_of_population"]
 
 
+def test_users_with_fewer_pairs_than_asked_for_are_told(tmp_path: Path) -> None:
+    dataset = make_people().write(tmp_path / "data")
+    given = [len(user.support_chosen_P) for user in unseen_users(dataset, "main")]
+    rows = evaluate_checkpoint(dataset, "main", checkpoint(dataset), (0, 5, 10_000)).as_json()["by_shots"]
+    assert [row["pairs_given"] for row in rows] == [0.0, np.minimum(given, 5).mean(), np.mean(given)]
+
+
 def test_support_is_taken_in_the_order_in_which_it_stands(tmp_path: Path) -> None:
     dataset = make_people().write(tmp_path / "data")
     user = unseen_users(dataset, "main")[0]
