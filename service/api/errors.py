@@ -83,7 +83,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def _ours(request: Request, error: MetarewardError) -> Response:
         match error:
             case InvalidInput():
-                return problem(request, 422, "invalid-input", _counted(error.issues), error.issues)
+                return problem(request, 422, "invalid-input", _counted(len(error.issues)), error.issues)
             case NotFound():
                 return problem(request, 404, "not-found", str(error))
             case Conflict():
@@ -99,8 +99,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        issues = [FieldIssue(_path(e), _message(e)) for e in error.errors()]
-        return problem(request, 422, "invalid-input", _counted(issues), issues)
+        errors = error.errors()
+        issues = [FieldIssue(_path(e), _message(e)) for e in errors[:MAX_LISTED]]
+        return problem(request, 422, "invalid-input", _counted(len(errors)), issues)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
@@ -112,9 +113,9 @@ def install_error_handlers(app: FastAPI) -> None:
         return problem(request, error.status_code, kind, str(error.detail))
 
 
-def _counted(issues: Sequence[FieldIssue]) -> str:
-    listed = f", the first {MAX_LISTED} are listed" if len(issues) > MAX_LISTED else ""
-    return f"{len(issues)} problem{'s' if len(issues) != 1 else ''} with the request{listed}; nothing was done."
+def _counted(issues: int) -> str:
+    listed = f", the first {MAX_LISTED} are listed" if issues > MAX_LISTED else ""
+    return f"{issues} problem{'s' if issues != 1 else ''} with the request{listed}; nothing was done."
 
 
 # Where a union is told apart by a tag, validation puts the tag into the path of the error.

@@ -181,6 +181,14 @@ def test_the_gate_refuses_other_hosts_types_and_sizes(api: httpx.Client) -> None
     check_problem(api.post("/score", content=endless(), headers={"content-type": "application/json"}), 413)
 
 
+@pytest.mark.parametrize("element", ["{}", "[]", "0", '""', '{"a":1,"b":2}'])
+def test_a_small_body_of_countless_values_is_refused_cheaply(api: httpx.Client, fresh_user: str, element: str) -> None:
+    raw = f'{{"pairs": [{",".join([element] * 70_000)}]}}'
+    response = api.post(f"/users/{fresh_user}/adapt", content=raw, headers={"content-type": "application/json"})
+    problem = check_problem(response, 413)
+    assert "65536" in problem["detail"]
+
+
 def test_unknown_paths_and_methods_are_problems(api: httpx.Client) -> None:
     check_problem(api.get("/nothing"), 404)
     check_problem(api.get("/score"), 405)
