@@ -17,7 +17,7 @@ from service.backbone.golden import golden_texts_id, golden_token_ids
 from service.backbone.load import load_backbone
 from service.backbone.protocol import Backbone
 from service.checkpoints import Checkpoint, load_checkpoint
-from service.errors import BackboneError, CheckpointError, ConfigurationError, Unavailable
+from service.errors import BackboneError, CheckpointError, ConfigurationError, MetarewardError, Unavailable
 from service.observability.metrics import Metrics
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader
@@ -63,7 +63,7 @@ class Runtime:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             try:
                 await asyncio.get_running_loop().run_in_executor(self.executor, self.repository.purge_expired)
-            except Unavailable as error:
+            except MetarewardError as error:  # a missing table too: `metareward db upgrade` may come while this runs
                 logger.warning("expired answers stay for now: %s", error)
 
     def close(self) -> None:
