@@ -134,7 +134,7 @@ class BaseRewardReader:
         now = time.monotonic()
 
         def entry(i: int, rewards_K: npt.NDArray[np.float64]) -> CachedBaseRewards:
-            return CachedBaseRewards(rewards_K, len(texts[i].token_ids), texts[i].truncated)
+            return CachedBaseRewards(rewards_K, texts[i].truncated)
 
         # Others may have computed a text while this request was being tokenised.
         found = [self._cache.get(key, now) for key in keys]

@@ -48,10 +48,6 @@ class LruCache(Generic[K, V]):
         """Remove the entry if there is one."""
         self._entries.pop(key, None)
 
-    def clear(self) -> None:
-        """Remove everything."""
-        self._entries.clear()
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedUser:
@@ -109,35 +105,23 @@ class UserCache:
         if entry is None or entry.fetched_at <= fetched_at:
             self._entries.put(key, CachedUser(None, fetched_at))
 
-    def forget(self, tenant_id: str, user_id: str) -> None:
-        """Know nothing of the user any more."""
-        self._entries.drop((tenant_id, user_id))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedBaseRewards:
-    """The base rewards [K] of one text, its length in tokens, and whether it was cut to fit."""
+    """The base rewards [K] of one text, and whether it was cut to fit."""
 
     base_rewards_K: Vector
-    tokens: int
     truncated: bool
 
 
 class BaseRewardCache:
-    """Base rewards by content key (32 bytes), bounded in number and age. Holds no text and no user.
+    """Base rewards by content key (32 bytes), bounded in number and age. Holds no text and no user."""
 
-    Attributes:
-        hits: Lookups that found an entry.
-        misses: Lookups that did not.
-    """
-
-    __slots__ = ("_entries", "_max_age_s", "hits", "misses")
+    __slots__ = ("_entries", "_max_age_s")
 
     def __init__(self, max_entries: int, max_age_s: float) -> None:
         self._entries: LruCache[bytes, tuple[float, CachedBaseRewards]] = LruCache(max_entries)
         self._max_age_s = max_age_s
-        self.hits = 0
-        self.misses = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -146,20 +130,13 @@ class BaseRewardCache:
         """The entry, unless there is none or it is too old."""
         entry = self._entries.get(key)
         if entry is None:
-            self.misses += 1
             return None
         stored_at, rewards = entry
         if now - stored_at > self._max_age_s:
             self._entries.drop(key)
-            self.misses += 1
             return None
-        self.hits += 1
         return rewards
 
     def put(self, key: bytes, rewards: CachedBaseRewards, now: float) -> None:
         """Store an entry whose age counts from `now`."""
         self._entries.put(key, (now, rewards))
-
-    def clear(self) -> None:
-        """Remove every entry."""
-        self._entries.clear()

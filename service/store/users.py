@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import Connection, Row, bindparam, delete, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import EngineError, Unavailable
@@ -77,11 +77,6 @@ class UserRepository:
             query = query.where(UserRow.user_id > after)
         with self._database.reading() as connection:
             return [_to_user(row) for row in connection.execute(query.order_by(UserRow.user_id).limit(limit))]
-
-    def count(self) -> int:
-        """How many users there are, of all tenants."""
-        with self._database.reading() as connection:
-            return connection.execute(select(func.count()).select_from(UserRow)).scalar_one()
 
     def pairs(self, tenant_id: str, user_id: str, heads_id: str) -> builtins.list[StoredPair]:
         """The support set that an adapt under `heads_id` would see now; empty for an unknown user."""

@@ -24,7 +24,6 @@ def test_pages_follow_byte_order_and_stay_within_the_tenant(database: Database) 
     for name in names:
         adapt(users, [new_pair("p")], user=name)
     adapt(users, [new_pair("p")], tenant="other", user="aa")
-    assert users.count() == len(names) + 1
 
     seen: list[str] = []
     after: str | None = None

@@ -19,7 +19,7 @@ def user(incarnation: int = 1, version: int = 1) -> StoredUser:
 
 
 def rewards(value: float = 0.0) -> CachedBaseRewards:
-    return CachedBaseRewards(np.full(2, value), 3, False)
+    return CachedBaseRewards(np.full(2, value), truncated=False)
 
 
 def test_the_least_recently_used_makes_room() -> None:
@@ -110,15 +110,6 @@ def test_a_read_that_began_before_an_erase_does_not_bring_the_user_back() -> Non
     assert entry.user is not None
 
 
-def test_forgetting_leaves_nothing() -> None:
-    cache = UserCache(10)
-    cache.publish(user(), 1.0)
-    cache.forget(*ADA)
-    cache.forget(*ADA)
-    assert cache.get_fresh(ADA, 1.0) is None
-    assert len(cache) == 0
-
-
 def test_base_rewards_expire_by_age_not_by_use() -> None:
     cache = BaseRewardCache(10, max_age_s=5.0)
     key = b"k" * 32
@@ -129,7 +120,6 @@ def test_base_rewards_expire_by_age_not_by_use() -> None:
     assert cache.get(key, 5.0) is stored
     assert cache.get(key, 5.1) is None
     assert len(cache) == 0
-    assert (cache.hits, cache.misses) == (2, 2)
 
 
 def test_base_rewards_are_bounded_in_number() -> None:
@@ -138,8 +128,6 @@ def test_base_rewards_are_bounded_in_number() -> None:
         cache.put(bytes([i]) * 32, rewards(i), 0.0)
     assert len(cache) == 3
     assert cache.get(bytes([9]) * 32, 0.0) is not None
-    cache.clear()
-    assert len(cache) == 0
 
 
 def test_a_lookup_takes_about_a_microsecond() -> None:
