@@ -174,10 +174,21 @@ def _read_start(manifest: Manifest, tensors: dict[str, npt.NDArray[Any]]) -> Sta
     if manifest.recipe == "map":
         if manifest.temperature is None or manifest.inner_lr is not None or manifest.inner_steps is not None:
             raise CheckpointError("recipe `map` needs `temperature` and has no `inner_lr` or `inner_steps`")
-        return GaussianStart(tensors.pop("start_mean_K"), tensors.pop("prior_precision_KK"), manifest.temperature)
+        return GaussianStart(
+            _pop_float64(tensors, "start_mean_K", 1),
+            _pop_float64(tensors, "prior_precision_KK", 2),
+            manifest.temperature,
+        )
     if manifest.inner_lr is None or manifest.inner_steps is None or manifest.temperature is not None:
         raise CheckpointError("recipe `softmax_adam` needs `inner_lr` and `inner_steps` and has no `temperature`")
-    return SoftmaxStart(tensors.pop("start_logits_K"), manifest.inner_lr, manifest.inner_steps)
+    return SoftmaxStart(_pop_float64(tensors, "start_logits_K", 1), manifest.inner_lr, manifest.inner_steps)
+
+
+def _pop_float64(tensors: dict[str, npt.NDArray[Any]], name: str, dimensions: int) -> npt.NDArray[np.float64]:
+    tensor = tensors.pop(name)
+    if tensor.dtype != np.float64 or tensor.ndim != dimensions:
+        raise CheckpointError(f"{name} must be float64 of {dimensions} dimensions, got {tensor.dtype} of {tensor.ndim}")
+    return tensor
 
 
 def _start_tensors(start: Start) -> dict[str, npt.NDArray[np.float64]]:

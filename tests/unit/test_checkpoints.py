@@ -121,6 +121,9 @@ def test_missing_files_and_tensors_are_refused(tmp_path: Path) -> None:
         ({**tensors, "A_KD": tensors["A_KD"][:, :-1].copy()}, r"\[3, 5\]"),
         ({**tensors, "A_KD": np.full((K, D), np.nan, np.float32)}, "finite"),
         ({**tensors, "prior_precision_KK": -np.eye(K)}, "definite"),
+        ({**tensors, "start_mean_K": np.zeros(K, np.float32)}, "start_mean_K must be float64"),
+        ({**tensors, "start_mean_K": np.array(1.0)}, "start_mean_K must be float64"),
+        ({**tensors, "prior_precision_KK": np.eye(K, dtype=np.float16)}, "prior_precision_KK must be float64"),
     ):
         payload = safetensors.numpy.save(changed)
         (tmp_path / "heads.safetensors").write_bytes(payload)
