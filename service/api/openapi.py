@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, with errors as the problems that they are."""
+"""The OpenAPI document: FastAPI's own, with errors as the problems that they are, and an example of every answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.api.examples import ANSWERS
 from service.api.schemas import Problem
 
 DESCRIPTION = """
@@ -20,7 +21,7 @@ Rewards for LLM responses as one person would give them.
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Document `Problem`, and drop FastAPI's own validation error, which this server never sends."""
+    """Document `Problem` and examples, and drop FastAPI's own validation error, which this server never sends."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -32,6 +33,8 @@ def install_openapi(app: FastAPI) -> None:
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(problem.pop("$defs"))
             schemas[Problem.__name__] = problem
+            for name, example in ANSWERS.items():
+                schemas[name]["examples"] = [example]
             app.openapi_schema = document
         return app.openapi_schema
 

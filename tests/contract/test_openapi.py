@@ -65,6 +65,20 @@ def test_every_body_and_parameter_has_an_example_that_fits_its_schema(document: 
                     assert parameter["schema"].get("examples"), parameter["name"]
 
 
+def test_every_answer_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
+    answered = set()
+    for methods in document["paths"].values():
+        for route in methods.values():
+            for response in route["responses"].values():
+                for content in response.get("content", {}).values():
+                    options = content["schema"].get("anyOf", [content["schema"]])
+                    answered |= {option["$ref"].rpartition("/")[2] for option in options}
+    assert {"AdaptResponse", "LiveOut", "Problem"} <= answered
+    for name in answered:
+        (example,) = document["components"]["schemas"][name]["examples"]
+        schema_check(document, {"$ref": f"#/components/schemas/{name}"}, example)
+
+
 def test_documented_examples_run_and_answer_as_documented(
     api: httpx.Client, document: dict[str, Any], fresh_user: str
 ) -> None:

@@ -1,0 +1,65 @@
+"""An example of every answer, for the OpenAPI document. The examples of requests stand beside their models."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_CHECKPOINT_ID: Final = "c8125af2ad0645cf"
+_WEIGHTS: Final = [-0.187, -0.448, 0.057]
+_SCORED: Final[dict[str, Any]] = {
+    "user_id": "ada",
+    "user_state": "adapted",
+    "version": 1,
+    "rewards": [3.277, 1.732],
+    "reward_std": [1.988, 1.297],
+    "order": [0, 1],
+    "truncated": [],
+}
+_COLD: Final[dict[str, Any]] = {**_SCORED, "user_id": "bob", "user_state": "cold_start", "version": 0}
+_USER: Final[dict[str, Any]] = {
+    "user_id": "ada",
+    "version": 1,
+    "checkpoint_id": _CHECKPOINT_ID,
+    "weights": _WEIGHTS,
+    "pairs": 8,
+    "created_at": "2026-01-02T03:04:05Z",
+    "updated_at": "2026-01-02T03:04:05Z",
+}
+_TIMINGS_MS: Final = {"user": 0.01, "tokenise": 1.2, "engine": 31.0, "total": 32.4}
+
+# By the name of the model.
+ANSWERS: Final[dict[str, dict[str, Any]]] = {
+    "AdaptResponse": {
+        "user_id": "ada",
+        "version": 1,
+        "checkpoint_id": _CHECKPOINT_ID,
+        "weights": _WEIGHTS,
+        "pairs_received": 8,
+        "pairs_stored": 8,
+        "pairs_total": 8,
+        "support_before": {"loss": 1.093, "accuracy": 0.0},
+        "support_after": {"loss": 0.12, "accuracy": 1.0},
+        "replayed": False,
+        "timings_ms": {"tokenise": 1.9, "engine": 58.0, "solve": 0.3, "store": 2.1, "total": 62.5},
+    },
+    "ScoreOneResponse": {**_SCORED, "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
+    "ScoreManyResponse": {"results": [_SCORED, _COLD], "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
+    "UserOut": _USER,
+    "UserPage": {"users": [_USER], "next": None},
+    "InfoOut": {
+        "version": "0.1.0",
+        "checkpoint": {"name": "demo", "checkpoint_id": _CHECKPOINT_ID, "recipe": "map", "heads": 8},
+        "backbone": {"id": "minilm", "hidden_size": 384, "max_tokens": 512, "dtype": "float32", "device": "cpu"},
+        "limits": {"max_pairs": 1000, "max_completions": 4096, "max_text_bytes": 262144},
+    },
+    "LiveOut": {"live": True},
+    "ReadyOut": {"ready": True, "degraded": []},
+    "Problem": {
+        "type": "urn:metareward:problem:invalid-input",
+        "title": "Invalid input",
+        "status": 422,
+        "detail": "1 problem with the request; nothing was done.",
+        "request_id": "9f86d081884c7d65",
+        "errors": [{"field": "pairs[0].chosen", "message": "is empty; send the text that the user saw"}],
+    },
+}
