@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     def _no_blank_ends(cls, value: str) -> str:
         return value.strip()
 
+    @field_validator("host", mode="after")
+    @classmethod
+    def _address_without_brackets(cls, value: str) -> str:
+        return value.strip().removeprefix("[").removesuffix("]")
+
     @field_validator("metrics_port", "max_tokens", "auto_migrate", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
@@ -110,7 +115,7 @@ class Settings(BaseSettings):
 
 def is_loopback(host: str) -> bool:
     """Whether a listening address is reachable from this machine alone."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

@@ -57,6 +57,11 @@ def test_loopback_is_served(host: str) -> None:
     assert read_settings(host=host).host == host
 
 
+@pytest.mark.parametrize(("host", "listened"), [("[::1]", "::1"), (" 127.0.0.1 ", "127.0.0.1")])
+def test_an_address_may_be_written_as_in_a_url(host: str, listened: str) -> None:
+    assert read_settings(host=host).host == listened
+
+
 def test_a_queue_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="max_queue_tokens"):
         read_settings(max_queue_tokens=10, max_batch_tokens=20)
