@@ -79,20 +79,22 @@ class UserStates:
         """
         now = time.monotonic()
         entry = self._cache.get_fresh((tenant_id, user_id), now, self._revalidate_s)
-        if entry is not None and (entry.user.version if entry.user else 0) >= min_version:
+        if entry is not None and _version(entry.user) >= min_version:
             self._metrics.user_cache.labels("hit").inc()
             return self._resolved(entry.user)
         self._metrics.user_cache.labels("miss").inc()
         try:
             user = await self._read(tenant_id, user_id)
+            if _version(user) < min_version:
+                # The read may have been another caller's, begun before that version was committed.
+                user = await self._read(tenant_id, user_id)
         except Unavailable:
             stale = self._cache.get_stale((tenant_id, user_id), now, self._stale_limit_s)
             if stale is None or stale.user is None or stale.user.version < min_version:
                 raise
             return self._resolved(stale.user, stale=True)
-        version = user.version if user else 0
-        if version < min_version:
-            raise Conflict(f"min_version is {min_version}, but this user is at version {version}")
+        if _version(user) < min_version:
+            raise Conflict(f"min_version is {min_version}, but this user is at version {_version(user)}")
         return self._resolved(user)
 
     def publish(self, user: StoredUser) -> None:
@@ -153,3 +155,7 @@ class UserStates:
             return ResolvedUser(self._start, "cold_start", 0)
         standing: Standing = "stale" if stale else "adapted" if user.pairs else "cold_start"
         return ResolvedUser(UserState(user.weights_K, user.factor), standing, user.version)
+
+
+def _version(user: StoredUser | None) -> int:
+    return 0 if user is None else user.version

@@ -45,7 +45,9 @@ def build_engine(url: URL, pool_size: int | None, busy_timeout_s: float) -> Engi
         connection.execute(f"PRAGMA busy_timeout = {math.ceil(busy_timeout_s * 1000)}")
         _write_ahead(connection, time.monotonic() + busy_timeout_s)
         connection.execute("PRAGMA synchronous = FULL")  # an answered adapt survives the power cut
-        connection.execute("PRAGMA secure_delete = ON")  # an erased user leaves no bytes behind
+        connection.execute(
+            "PRAGMA secure_delete = ON"
+        )  # what is erased is overwritten, at the next checkpoint of the log
         connection.execute(f"PRAGMA foreign_keys = {'OFF' if pool_size is None else 'ON'}")
 
     @event.listens_for(engine, "begin")

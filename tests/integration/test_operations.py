@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -19,9 +20,7 @@ from service.store import Database, open_database
 PAIRS = [PreferencePair(user_says("p"), f"good {i}", f"bad {i}", 1.0 + i, None) for i in range(5)]
 
 
-def score(
-    operations: Operations, user_id: str = "ada", tenant: str = "t", min_version: int = 0, truncate: bool = False
-):
+def score(operations: Operations, user_id: str = "ada", tenant: str = "t", min_version: int = 0):
     item = ScoreItem(user_id, user_says("q"), ["x", "y", "z"], min_version)
     return operations.score(tenant, [item], truncate=False, return_base_rewards=True)
 
@@ -139,6 +138,34 @@ def test_min_version_reads_past_memory_and_refuses_what_is_not_there(database: D
         assert (await score(reader, min_version=version)).results[0].version == version
         with pytest.raises(Conflict, match="version 1"):
             await score(reader, min_version=version + 1)
+
+    asyncio.run(path())
+
+
+def test_min_version_is_not_judged_by_a_read_that_began_before_it_was_committed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = Operations(database), Operations(database)
+    read, answer = threading.Event(), threading.Event()
+    get = reader.repository.get
+
+    def slow_get(tenant: str, user: str):
+        found = get(tenant, user)
+        read.set()
+        answer.wait(10)
+        return found
+
+    monkeypatch.setattr(reader.repository, "get", slow_get)
+
+    async def path() -> None:
+        early = asyncio.create_task(score(reader))
+        await asyncio.to_thread(read.wait, 10)
+        version = (await adapt(writer)).outcome.version
+        joining = asyncio.create_task(score(reader, min_version=version))
+        await asyncio.sleep(0.01)
+        answer.set()
+        assert (await early).results[0].version == 0
+        assert (await joining).results[0].version == version
 
     asyncio.run(path())
 
