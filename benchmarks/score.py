@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import orjson
 
 from benchmarks.environment import describe
-from benchmarks.load import run_load
+from benchmarks.load import Caller, run_load
 from benchmarks.server import ServerProcess
 
 USERS = 100
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
             for user in range(USERS):
                 pair = {"prompt": "Which?", "chosen": f"This one, {user}.", "rejected": f"That one, {user}."}
                 client.post(f"/users/user{user}/adapt", json={"pairs": [pair]}).raise_for_status()
-            uncached = _overhead_beyond_engine(client)
+        beyond, bare_latency = overhead_beyond_engine(url, bare_url)
         run_load(url, requests, requests=len(requests), connections=4)  # fills the cache
         ours, bare = [], []
         for _ in range(arguments.rounds):
@@ -92,7 +91,8 @@ def main(argv: list[str]) -> None:
     _row("p50 ms, 8 connections", [float(np.median([r.percentile_ms(50) for r in rs])) for rs in (ours, bare)])
     _row("p99 ms, 8 connections", [float(np.median([r.percentile_ms(99) for r in rs])) for rs in (ours, bare)])
     _row("p50 ms, 1 connection", [ours_alone.percentile_ms(50), bare_alone.percentile_ms(50)])
-    print(f"uncached: p50 of latency beyond the engine {uncached:.2f} ms (tokenising included); failures {failures}")
+    _row("uncached p50 ms beyond the engine", [beyond, bare_latency])
+    print(f"beyond the engine: latency at the client less the engine's time, tokenising included; failures {failures}")
     if failures:
         raise SystemExit(f"{failures} requests failed")
 
@@ -101,17 +101,14 @@ def _row(name: str, values: list[float]) -> None:
     print(f"{name:44}{values[0]:12.2f}{values[1]:12.2f}{values[0] / values[1]:8.2f}")
 
 
-def _overhead_beyond_engine(client: httpx.Client) -> float:
-    """p50 over fresh texts of (latency at the client - time in the engine), ms."""
-    overheads = []
-    for i in range(60):
-        body = {
-            "user_id": f"user{i % USERS}",
-            "prompt": f"Fresh question {i}?",
-            "completions": [f"A fresh answer, number {i}-{j}, of a plain sort." for j in range(COMPLETIONS)],
-        }
-        started = time.perf_counter()
-        answer = client.post("/score", json=body)
-        latency_ms = (time.perf_counter() - started) * 1e3
-        overheads.append(latency_ms - answer.raise_for_status().json()["timings_ms"]["engine"])
-    return float(np.median(overheads[10:]))
+def overhead_beyond_engine(url: str, bare_url: str) -> tuple[float, float]:
+    """p50 in ms over fresh texts of (latency - time in the engine), and of the bare route asked in turn."""
+    overheads, bare = [], []
+    with Caller(url) as ours, Caller(bare_url) as peer:
+        for i in range(80):
+            completions = [f"A fresh answer, number {i}-{j}, of a plain sort." for j in range(COMPLETIONS)]
+            body = {"user_id": f"user{i % USERS}", "prompt": f"Fresh question {i}?", "completions": completions}
+            latency_ms, answer = ours.ask(body)
+            overheads.append(latency_ms - answer["timings_ms"]["engine"])
+            bare.append(peer.ask(body)[0])
+    return float(np.median(overheads[10:])), float(np.median(bare[10:]))

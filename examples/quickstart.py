@@ -1,6 +1,6 @@
 """Adapt a user to a few choices and score completions as they would. Run it beside `make serve`.
 
-Usage: python examples/quickstart.py [http://127.0.0.1:8000]
+Usage: .venv/bin/python examples/quickstart.py [http://127.0.0.1:8000]
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from pathlib import Path
 
 import httpx
 
+url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
 choices = json.loads((Path(__file__).parent / "adapt.json").read_text())
 candidates = json.loads((Path(__file__).parent / "score.json").read_text())
 
-with httpx.Client(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", timeout=60) as server:
+try:
+    httpx.get(f"{url}/live")
+except httpx.ConnectError:
+    sys.exit(f"nothing answers at {url}: start the server first, with `make serve`")
+
+with httpx.Client(base_url=url, timeout=60) as server:
     for user in ("nobody", "grace"):
         if user == "grace":
             server.post("/users/grace/adapt", json=choices).raise_for_status()

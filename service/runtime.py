@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 600.0
 DRAIN_TIMEOUT_S = 30.0
+MIGRATION_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,16 @@ class Runtime:
         """Finish accepted work, then release the device, the threads and the database."""
         self.worker.stop(drain=True, timeout_s=DRAIN_TIMEOUT_S)
         self.executor.shutdown()
+        self.readiness.close()
         self.database.close()
 
 
-def build_runtime(settings: Settings) -> Runtime:
+def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     """Build a server that is ready for traffic: database, checkpoint, backbone, worker, self-check, use cases.
 
     Raises:
         ConfigurationError: Settings, checkpoint and backbone do not fit, or the engine fails its self-check.
     """
-    metrics = Metrics()
     secret = _secret(settings)
     database = _open_database(settings)
     try:
@@ -99,6 +101,13 @@ def build_runtime(settings: Settings) -> Runtime:
     except BaseException:
         database.close()
         raise
+
+    if personalises(checkpoint) is False:
+        logger.warning(
+            "checkpoint %r does not personalise: in training, a prior over users did not beat one taste for all, so "
+            "adapting hardly changes any ranking; train on more users or more pairs each",
+            checkpoint.name,
+        )
 
     executor = ThreadPoolExecutor(settings.database_pool_size, thread_name_prefix="store")
     repository = UserRepository(database, settings.support_limit, settings.idempotency_ttl_s)
@@ -131,7 +140,7 @@ def build_runtime(settings: Settings) -> Runtime:
         ),
         score=Score(base_rewards=base_rewards, users=states, metrics=metrics),
         users=Users(repository=repository, executor=executor, states=states),
-        readiness=ReadinessCheck(engine=worker, database=database, executor=executor),
+        readiness=ReadinessCheck(engine=worker, database=database),
         info=_info(settings, checkpoint, backbone),
         checkpoint_id=checkpoint.checkpoint_id,
         metrics=metrics,
@@ -169,9 +178,9 @@ def start_worker(
             recorded_GK=None if golden is None else np.array(golden.base_rewards),
             recorded_dtype="float32" if golden is None else golden.dtype,
         )
-        logger.info("self-check: %s", result)
         if not result.passed:
             raise BackboneError(f"the engine failed its self-check, so it would serve wrong rewards: {result}")
+        logger.info("self-check passed: %s", result)
     except BaseException:
         worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
         raise
@@ -218,6 +227,7 @@ def _open_database(settings: Settings) -> Database:
     )
     migrates = settings.embedded_database if settings.auto_migrate is None else settings.auto_migrate
     try:
+        database.probe()
         if migrates:
             migrate.upgrade(database)
         else:
@@ -225,10 +235,26 @@ def _open_database(settings: Settings) -> Database:
     except Unavailable as error:
         # A shared database that is down must not keep replicas from starting: they serve as soon as it is back.
         logger.warning("starting without the database: %s", error)
+        if migrates:
+            threading.Thread(target=_migrate_later, args=(database,), name="migrate", daemon=True).start()
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _migrate_later(database: Database) -> None:
+    """Bring the schema up once the database is back."""
+    while not database.closed.wait(MIGRATION_RETRY_S):
+        try:
+            migrate.upgrade(database)
+        except Unavailable:
+            continue
+        except Exception:  # requests say what is missing; this thread is the only place to say why
+            logger.exception("the database is back, but its schema cannot be brought up")
+        else:
+            logger.info("the database is back, and its schema is current")
+        return
 
 
 def _require_fit(checkpoint: Checkpoint, backbone: Backbone) -> None:
@@ -245,6 +271,12 @@ def _require_fit(checkpoint: Checkpoint, backbone: Backbone) -> None:
         )
 
 
+def personalises(checkpoint: Checkpoint) -> bool | None:
+    """Whether users' weights move at all under this checkpoint, as its training found; None where it did not say."""
+    found = checkpoint.training.get("personalises")
+    return found if isinstance(found, bool) else None
+
+
 def _info(settings: Settings, checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
     return {
         "version": __version__,
@@ -254,6 +286,7 @@ def _info(settings: Settings, checkpoint: Checkpoint, backbone: Backbone) -> dic
             "heads_id": checkpoint.heads_id,
             "recipe": checkpoint.recipe,
             "heads": checkpoint.heads,
+            "personalises": personalises(checkpoint),
         },
         "backbone": backbone.spec.as_json(),
         "limits": {

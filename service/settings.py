@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     def _only_loopback(self) -> Settings:
         if not is_loopback(self.host):
             raise ValueError(
-                f"host: {self.host!r} is refused; the API has no keys yet, so it listens on loopback only "
-                "(127.0.0.1, ::1 or localhost)"
+                f"host: {self.host!r} (from --host, .env or the environment variable HOST) is refused; the API has no "
+                "keys yet, so it listens on loopback only (127.0.0.1, ::1 or localhost)"
             )
         return self
 

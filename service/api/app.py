@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from service import __version__
 from service.api.errors import install_error_handlers
@@ -36,6 +37,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     app.state.runtime = runtime
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
     # `/users/{user_id:path}/adapt` must be tried before `/users/{user_id:path}`.
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     for routes in (score, adapt, users, status):
         app.include_router(routes.router)
     install_error_handlers(app)

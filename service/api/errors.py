@@ -133,7 +133,6 @@ def _path(error: dict[str, Any]) -> str:
 
 
 _FIXES = {
-    "json_invalid": "is not valid JSON in UTF-8; NaN and Infinity are not numbers in JSON",
     "extra_forbidden": "unknown field; remove it or check its spelling",
     "missing": "is missing; add it",
     "too_short": "is empty; give at least one",
@@ -141,6 +140,11 @@ _FIXES = {
 
 
 def _message(error: dict[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return (
+            f"is not valid JSON in UTF-8, from character {error['loc'][-1]} on; "
+            "a comma before a closing bracket, NaN and Infinity are not JSON"
+        )
     if error["type"] in _FIXES:
         return _FIXES[error["type"]]
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -208,7 +208,8 @@ class ScoreResult(BaseModel):
 
     user_id: str
     user_state: Literal["adapted", "cold_start", "stale"] = Field(
-        description="`cold_start`: unknown user, the start serves. `stale`: the database is away, memory serves."
+        description="`cold_start`: nobody has adapted this user under these heads, the start serves. "
+        "`stale`: the database is away, memory serves."
     )
     version: int = Field(description="The user's version; 0 for an unknown user.")
     rewards: list[float] = Field(description="Log-odds: reward(a) - reward(b) is the logit that the user prefers a.")

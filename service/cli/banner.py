@@ -6,27 +6,35 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-_BANNER = """
+_PLACES = """
 metareward is ready.
 
   API       {api}
   API docs  {api}/docs
   metrics   {metrics}
+  users in  {users}
+"""
 
+_SESSION = """
 Try it, in another terminal: Ada likes it short and plain. Which of two new answers is hers?
 
   curl -s {api}/score -H 'Content-Type: application/json' -d @{examples}/score.json
   curl -s {api}/users/ada/adapt -H 'Content-Type: application/json' -d @{examples}/adapt.json
   curl -s {api}/score -H 'Content-Type: application/json' -d @{examples}/score.json
 
-`order` lists the completions from best to worst: it changes once Ada's choices are in. Ctrl-C stops the server.
+`order` lists the completions from best to worst: it changes once Ada's choices are in. To begin again, forget her:
+
+  curl -s -X DELETE {api}/users/ada
 """
 
 
-def banner(api_url: str, metrics_url: str | None) -> str:
-    """The text, with paths that work from the current folder."""
-    try:
-        examples = EXAMPLES.relative_to(Path.cwd())
-    except ValueError:
-        examples = EXAMPLES
-    return _BANNER.format(api=api_url, metrics=metrics_url or "off (METRICS_PORT is empty)", examples=examples)
+def banner(api_url: str, metrics_url: str | None, users: str, *, demo: bool) -> str:
+    """The text, with paths that work from the current folder; the session only where the demo checkpoint serves."""
+    text = _PLACES.format(api=api_url, metrics=metrics_url or "off (METRICS_PORT is empty)", users=users)
+    if demo and EXAMPLES.is_dir():
+        try:
+            examples = EXAMPLES.relative_to(Path.cwd())
+        except ValueError:
+            examples = EXAMPLES
+        text += _SESSION.format(api=api_url, examples=examples)
+    return f"{text}\nCtrl-C stops the server."

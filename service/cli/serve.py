@@ -11,7 +11,7 @@ import typer
 
 from service.cli.banner import banner
 from service.errors import ConfigurationError
-from service.settings import read_settings
+from service.settings import DEMO_CHECKPOINT, read_settings
 
 
 def serve(
@@ -25,6 +25,9 @@ def serve(
     device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`auto`, `float32` or `bfloat16`.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql://... or sqlite:///file.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the embedded database; default: .metareward here.")
+    ] = None,
 ) -> None:
     """Serve the REST API.
 
@@ -41,37 +44,43 @@ def serve(
         device=device,
         dtype=dtype,
         database_url=database_url,
+        data_dir=data_dir,
     )
     level = settings.log_level.upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True)
     for chatty in ("alembic", "asyncio", "httpx", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
+    from service.observability.metrics import Metrics
+    from service.observability.metrics_server import MetricsServer
+
     # Bound before the model is loaded: a port that is taken is known at once, not after a minute.
     listener = _listen(settings.host, settings.port)
+    metrics, metrics_server = Metrics(), None
+    if settings.metrics_port is not None:
+        try:
+            metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
+        except OSError as error:
+            raise _cannot_listen("METRICS_PORT", "--metrics-port", settings.metrics_port, error) from error
     typer.echo(f"Loading {settings.checkpoint} ...", err=True)
 
     from service.api.app import create_app
     from service.api.server import run_server
-    from service.observability.metrics_server import MetricsServer
     from service.runtime import build_runtime
 
-    runtime = build_runtime(settings)
-    metrics = None
-    if settings.metrics_port is not None:
-        try:
-            metrics = MetricsServer(runtime.metrics, settings.host, settings.metrics_port)
-        except OSError as error:
-            runtime.close()
-            raise _cannot_listen("METRICS_PORT", settings.metrics_port, error) from error
+    runtime = build_runtime(settings, metrics)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
-    api_url = f"http://{address}:{listener.getsockname()[1]}"
-    metrics_url = f"http://{address}:{metrics.port}/metrics" if metrics else None
+    announcement = banner(
+        f"http://{address}:{listener.getsockname()[1]}",
+        f"http://{address}:{metrics_server.port}/metrics" if metrics_server else None,
+        str(settings.data_dir / "metareward.db") if settings.embedded_database else "the database of DATABASE_URL",
+        demo=settings.checkpoint == DEMO_CHECKPOINT,
+    )
     try:
-        run_server(create_app(runtime, settings), listener, lambda: typer.echo(banner(api_url, metrics_url), err=True))
+        run_server(create_app(runtime, settings), listener, lambda: typer.echo(announcement, err=True))
     finally:
-        if metrics is not None:
-            metrics.close()
+        if metrics_server is not None:
+            metrics_server.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -82,9 +91,11 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise _cannot_listen("PORT", port, error) from error
+        raise _cannot_listen("PORT", "--port", port, error) from error
     return listener
 
 
-def _cannot_listen(setting: str, port: int, error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"{setting}: cannot listen on {port} ({error.strerror}); set {setting} to a free port")
+def _cannot_listen(setting: str, flag: str, port: int, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{setting}: cannot listen on {port} ({error.strerror}); give a free port by {flag} or {setting} (0 picks one)"
+    )

@@ -45,6 +45,13 @@ class SelfCheck:
     tolerance: float
     passed: bool
 
+    def __str__(self) -> str:
+        recorded = "none" if self.recorded_difference is None else f"{self.recorded_difference:.1e}"
+        return (
+            f"largest difference {self.batched_difference:.1e} between batched and alone, {recorded} to the record; "
+            f"at most {self.tolerance:.0e} is allowed"
+        )
+
 
 def self_check(
     score: ScoreTexts,

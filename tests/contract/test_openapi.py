@@ -125,6 +125,15 @@ def test_the_generated_files_are_current() -> None:
     assert json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
 
 
+def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
+    response = api.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+def test_info_says_whether_the_checkpoint_personalises(api: httpx.Client) -> None:
+    assert api.get("/info").json()["checkpoint"]["personalises"] is True
+
+
 def test_metrics_are_on_their_own_port(server, api: httpx.Client) -> None:
     api.post("/score", json={"user_id": "metrics", "prompt": "p", "completions": ["a"]})
     metrics = httpx.get(server.metrics_url).text

@@ -38,10 +38,10 @@ def metareward(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_the_session_that_serve_prints_changes_a_ranking(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         commands = [line.strip() for line in server.output.splitlines() if line.strip().startswith("curl")]
-        assert len(commands) == 3
+        assert len(commands) == 4
         answers = [
             json.loads(subprocess.run(shlex.split(command), capture_output=True, check=True, cwd=ROOT).stdout)
-            for command in commands
+            for command in commands[:3]
         ]
         before, adapted, after = answers
         assert before["user_state"] == "cold_start"
@@ -49,6 +49,9 @@ def test_the_session_that_serve_prints_changes_a_ranking(tmp_path: Path) -> None
         assert adapted["support_after"]["loss"] < adapted["support_before"]["loss"]
         assert after["user_state"] == "adapted"
         assert after["order"] != before["order"], "the ranking follows the person's taste"
+        subprocess.run(shlex.split(commands[3]), check=True, cwd=ROOT)
+        with server.client() as client:
+            assert client.post("/score", json=SCORE).json()["user_state"] == "cold_start"
         assert server.stop() in (0, -signal.SIGTERM)
 
 
@@ -143,10 +146,12 @@ def test_a_wrong_start_says_what_to_set(
 
 def test_a_taken_port_is_told_at_once(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
-        port = httpx.URL(server.url).port
-        result = metareward("serve", "--port", str(port), DATA_DIR=str(tmp_path / "other"))
-    assert result.returncode == 2
-    assert re.search(rf"PORT: cannot listen on {port} .*free port", result.stderr)
+        for flag, url in (("--port", server.url), ("--metrics-port", server.metrics_url)):
+            port = httpx.URL(url).port
+            result = metareward("serve", flag, str(port), DATA_DIR=str(tmp_path / "other"), PORT="0", METRICS_PORT="0")
+            assert result.returncode == 2
+            assert re.search(rf"PORT: cannot listen on {port} .*free port by {flag}", result.stderr)
+            assert "self-check" not in result.stderr, "the model was loaded first"
 
 
 def test_two_servers_on_one_data_dir_share_users_and_secret(tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_checkpoint_and_database_commands(tmp_path: Path) -> None:
     assert "minilm" in shown.stdout
     verified = metareward("checkpoint", "verify", "--engine")
     assert verified.returncode == 0, verified.stderr
-    assert "passed=True" in verified.stdout
+    assert "to the record" in verified.stdout
     url = f"sqlite:///{tmp_path / 'x.db'}"
     assert metareward("db", "check", DATABASE_URL=url).returncode == 2
     assert metareward("db", "upgrade", DATABASE_URL=url).returncode == 0
