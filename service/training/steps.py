@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,8 +78,11 @@ class Steps:
         path = self._path(name)
         if path is None or not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # damaged: it is computed again, and replaced
 
     def _write(self, name: str, arrays: Arrays) -> None:
         path = self._path(name)

@@ -26,6 +26,22 @@ def test_a_step_runs_once_and_is_read_back(tmp_path: Path) -> None:
     assert len(runs) == 2
 
 
+@pytest.mark.parametrize("kept", [0, 10, 0.5])
+def test_a_damaged_result_is_computed_again(tmp_path: Path, kept: float) -> None:
+    def compute() -> dict[str, np.ndarray]:
+        return {"a": np.arange(1000.0)}
+
+    Steps(tmp_path, "0" * 64).run("one", compute)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
+    np.testing.assert_array_equal(Steps(tmp_path, "0" * 64).run("one", compute)["a"], np.arange(1000.0))
+    assert file.read_bytes() == whole
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    np.testing.assert_array_equal(Steps(tmp_path, "0" * 64).run("one", compute)["a"], np.arange(1000.0))
+
+
 def test_several_steps_keep_their_order() -> None:
     said: list[str] = []
     jobs = {str(number): lambda number=number: {"x": np.array(number)} for number in range(7)}
