@@ -8,16 +8,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import typer
+
 LINE_EVERY_S: Final = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+def resumable() -> Iterator[None]:
+    """Say of work that was interrupted (Ctrl-C) how to go on.
+
+    Raises:
+        typer.Exit: With status 130, in place of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
     """Show that work of `total` steps goes on, on stderr.
 
     Args:
         title: What is being done.
         total: Number of steps.
+        done: Steps that an earlier run did.
 
     Yields:
         A function to be called after each step with what was done (may be empty).
@@ -34,12 +51,12 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
             TextColumn("[dim]{task.fields[step]}"),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=total, step="")
+            task = bar.add_task(title, total=total, completed=done, step="")
             yield lambda step: bar.update(task, advance=1, step=step)
         return
 
+    before = done
     started = said = time.monotonic()
-    done = 0
 
     def line(step: str) -> None:
         nonlocal done, said
@@ -47,6 +64,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
         now = time.monotonic()
         if now - said >= LINE_EVERY_S or done == total:
             said = now
-            print(f"{title}: {done}/{total} after {now - started:.0f} s {step}".rstrip(), file=sys.stderr)
+            rate = (done - before) / max(now - started, 1e-9)
+            left = f", {rate:.3g}/s, {(total - done) / rate:.0f} s left" if done < total else ""
+            print(f"{title}: {done}/{total} after {now - started:.0f} s{left} {step}".rstrip(), file=sys.stderr)
 
     yield line

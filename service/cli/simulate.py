@@ -25,8 +25,10 @@ def simulate(
 
     Example: metareward simulate --users 400 --seed 0 --output people.jsonl
     """
+    from service.cli.places import check_file
     from service.datasets import simulated
 
+    check_file("--output", output)
     people = simulated.simulate(
         seed,
         users,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from service.cli.progress import resumable
 
 if TYPE_CHECKING:
     from service.datasets.embedded import EmbeddedDataset
@@ -30,6 +33,7 @@ DataDirectory = Annotated[Path, typer.Option(help="Embedded data set, as `metare
 SplitName = Annotated[str, typer.Option(help="Split of the data set; needed only where there are several.")]
 
 
+@resumable()
 def train(
     data: DataDirectory,
     output: Annotated[Path, typer.Option(help="Checkpoint directory to write.")],
@@ -44,12 +48,18 @@ def train(
             "if over a tenth of the texts have no training pair."
         ),
     ] = Texts.AUTO,
-    name: Annotated[str, typer.Option(help="Name of the checkpoint, shown to clients.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of the checkpoint, shown to clients; left out, the output folder's.")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a checkpoint of other data or options in OUTPUT.")
+    ] = False,
 ) -> None:
     """Learn base reward heads and a start for users from the seen users of a data set.
 
     Everything is chosen on held-out seen users; pairs of unseen users are never read. Finished steps are kept in
-    OUTPUT/fit, so that a killed run goes on where it was; OUTPUT/training.json lists all candidates.
+    OUTPUT/fit, so that a killed run goes on where it was; OUTPUT/training.json lists all candidates. A finished
+    checkpoint of other data or other options in OUTPUT is not overwritten without --force.
 
     Example: metareward train --data runs/jokes --output runs/jokes-eb --heads 8 --seed 0
     """
@@ -58,11 +68,28 @@ def train(
     from service.cli.progress import progress
     from service.datasets.embedded import EmbeddedDataset
     from service.datasets.manifest import write_json
-    from service.training.empirical_bayes import STEPS, train_empirical_bayes
+    from service.training.empirical_bayes import STEPS, is_cold, train_empirical_bayes
 
+    name = name_or_folder(name, output)
+    check_output(output)
     dataset = EmbeddedDataset.open(data)
     split = split_or_only(dataset, split)
-    new_texts = None if texts is Texts.AUTO else texts is Texts.NEW
+    new_texts = is_cold(dataset, split) if texts is Texts.AUTO else texts is Texts.NEW
+    if not force:
+        refuse_another_fit(
+            output,
+            {
+                "name": name,
+                "backbone": dataset.backbone.fingerprint,
+                "data": dataset.manifest.source.name,
+                "contents of the data": dataset.manifest.input.model_dump(),
+                "split": split,
+                "method": recipe.value,
+                "heads": heads,
+                "seed": seed,
+                "new_texts": new_texts,
+            },
+        )
     with progress(f"training on {split}", STEPS) as on_step:
         checkpoint, report = train_empirical_bayes(
             dataset,
@@ -70,15 +97,91 @@ def train(
             heads=heads,
             seed=seed,
             new_texts=new_texts,
-            name=name or None,
+            name=name,
             cache=output / "fit",
             on_step=on_step,
         )
     checkpoint.save(output)
-    write_json(output / "training.json", report)
-    console = Console()
-    console.print(_summary_table(checkpoint.name, report))
-    console.print(f"checkpoint {checkpoint.checkpoint_id} in {output}; all candidates in {output / 'training.json'}")
+    write_json(output / "training.json", {**report, "input": dataset.manifest.input.model_dump()})
+    Console().print(_summary_table(checkpoint.name, report))
+    typer.echo(f"checkpoint {checkpoint.checkpoint_id} in {output}; all candidates in {output / 'training.json'}")
+    if not report["summary"]["personalises"]:
+        typer.secho(
+            "warning: this checkpoint does not personalise: on held-out seen users, personalisation did not beat one "
+            "taste for all by more than a standard error, so every user gets the same scores, whatever they choose. "
+            f"Give more seen users (now {report['summary']['users']}) or more pairs per user (now "
+            f"{report['summary']['pairs'] / report['summary']['users']:.0f} on average) and train again.",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
+
+
+def name_or_folder(name: str, output: Path) -> str:
+    """The given name, or the output folder's with what names may not hold replaced by `-`.
+
+    Raises:
+        ConfigurationError: The given name is impossible.
+    """
+    from service.errors import ConfigurationError
+
+    possible = re.sub(r"[^A-Za-z0-9._-]+", "-", name or output.resolve().name).strip("._-")[:64] or "checkpoint"
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ConfigurationError(
+            f"--name must be letters, digits, '.', '_' and '-', at most 64, the first a letter or digit: try {possible}"
+        )
+    return name or possible
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that cannot be written, or that is a data set's.
+
+    Raises:
+        ConfigurationError: Names the flag.
+    """
+    from service.cli.places import check_folder
+    from service.datasets.manifest import MANIFEST_NAME
+    from service.datasets.writer import PLAN_NAME
+    from service.errors import ConfigurationError
+
+    check_folder("--output", output)
+    if any((output / name).exists() for name in (MANIFEST_NAME, PLAN_NAME)):
+        raise ConfigurationError(f"--output {output} is a data set's folder: give the checkpoint one of its own")
+
+
+def refuse_another_fit(output: Path, wanted: dict[str, Any]) -> None:
+    """Refuse to overwrite a finished checkpoint that was trained otherwise; the same fit may run again.
+
+    Args:
+        output: The checkpoint's folder, which may hold nothing yet.
+        wanted: What the checkpoint is to be.
+
+    Raises:
+        ConfigurationError: What is there differs, or cannot be read.
+    """
+    import json
+
+    from service.checkpoints import read_manifest
+    from service.checkpoints.checkpoint import MANIFEST_FILE
+    from service.errors import CheckpointError, ConfigurationError
+
+    if not (output / MANIFEST_FILE).exists():
+        return
+    choices = "choose another --output, or give --force to overwrite it"
+    try:
+        manifest = read_manifest(output)
+    except CheckpointError as error:
+        raise ConfigurationError(f"--output {output} holds a checkpoint that cannot be read: {choices}") from error
+    found = {**manifest.training, "name": manifest.name, "backbone": manifest.backbone.fingerprint}
+    try:
+        found["contents of the data"] = json.loads((output / "training.json").read_bytes())["input"]
+    except (OSError, ValueError, KeyError, TypeError):  # only the manifest is sure to be there
+        found["contents of the data"] = wanted["contents of the data"]
+    differing = [what for what in wanted if found.get(what) != wanted[what]]
+    if differing:
+        raise ConfigurationError(
+            f"--output {output} holds the finished checkpoint {manifest.name} of another fit "
+            f"(other {', '.join(what.replace('_', ' ') for what in differing)}): {choices}"
+        )
 
 
 def split_or_only(dataset: EmbeddedDataset, split: str) -> str:
@@ -93,7 +196,12 @@ def split_or_only(dataset: EmbeddedDataset, split: str) -> str:
         return split
     if len(dataset.split_names) == 1:
         return dataset.split_names[0]
-    raise InvalidInput.single("--split", f"choose one of {', '.join(dataset.split_names)}")
+    names = dataset.split_names
+    raise InvalidInput.single(
+        "--split",
+        f"the data set has {len(names)} splits: choose one of {', '.join(names)}, such as --split {names[0]} (warm: "
+        "unseen users judge texts that seen users were asked about; cold: texts that nobody was asked about)",
+    )
 
 
 def _summary_table(name: str, report: dict[str, Any]) -> Any:
@@ -114,7 +222,7 @@ def _summary_table(name: str, report: dict[str, Any]) -> Any:
         "judged on": "new texts" if summary["new_texts"] else "known texts",
         "held-out loss, one taste": f"{summary['validation_loss_of_population']:.4f}",
         "held-out loss, 5-20 pairs": f"{summary['validation_loss']:.4f} "
-        f"(gain {gain:.4f} +- {summary['standard_error']:.4f})",
+        f"(gain {gain:.4f} ± {summary['standard_error']:.4f})",
         "time": f"{report['seconds']:.1f} s",
     }
     for label, value in rows.items():

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from service.checkpoints import load_checkpoint
 from service.cli.evaluate import evaluate
-from service.cli.train import train
-from service.errors import InvalidInput
+from service.cli.progress import progress, resumable
+from service.cli.train import name_or_folder, train
+from service.errors import ConfigurationError, InvalidInput
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(train)
@@ -72,3 +73,74 @@ def test_a_checkpoint_of_another_split_of_the_data_is_told(tmp_path: Path) -> No
 def test_impossible_shots_are_refused(tmp_path: Path, shots: str) -> None:
     with pytest.raises(InvalidInput, match="--shots"):
         run("evaluate", "--checkpoint", tmp_path, "--data", tmp_path, f"--shots={shots}")
+
+
+def test_another_fit_is_not_overwritten_and_the_same_goes_on(tmp_path: Path) -> None:
+    make_people().write(tmp_path / "data")
+    make_people(seed=1).write(tmp_path / "other")
+    output = tmp_path / "jokes"
+    options = ("train", "--output", output, "--heads", 2, "--data")
+    run(*options, tmp_path / "data")
+    first = load_checkpoint(output)
+    assert first.name == "jokes"
+    run(*options, tmp_path / "data")  # the same again
+    assert load_checkpoint(output).checkpoint_id == first.checkpoint_id
+    for others, what in (
+        ((tmp_path / "data", "--heads", 3), "other heads"),
+        ((tmp_path / "data", "--seed", 1), "other seed"),
+        ((tmp_path / "data", "--name", "x"), "other name"),
+        ((tmp_path / "data", "--texts", "new"), "other new texts"),
+        ((tmp_path / "other",), "other contents of the data"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"--output .*{what}.*--force"):
+            run(*options, *others)
+    assert load_checkpoint(output).checkpoint_id == first.checkpoint_id
+    run(*options, tmp_path / "other", "--force")
+    assert load_checkpoint(output).checkpoint_id != first.checkpoint_id
+    (output / "manifest.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"--output .*cannot be read.*--force"):
+        run(*options, tmp_path / "other")
+
+
+def test_a_data_set_s_folder_or_a_file_is_no_output(tmp_path: Path) -> None:
+    make_people().write(tmp_path / "data")
+    (tmp_path / "file").write_text("mine")
+    for place, what in ((tmp_path / "data", "data set"), (tmp_path / "file", "a file"), (tmp_path / "file/x", "file")):
+        with pytest.raises(ConfigurationError, match=f"--output .*{what}"):
+            run("train", "--data", tmp_path / "data", "--output", place, "--force")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("folder", "name"), [("my run!", "my-run"), ("jokes_2", "jokes_2"), ("...", "checkpoint")])
+def test_a_checkpoint_is_named_after_its_folder(tmp_path: Path, folder: str, name: str) -> None:
+    assert name_or_folder("", tmp_path / folder) == name
+    with pytest.raises(ConfigurationError, match="--name"):
+        name_or_folder("-" + name, tmp_path / folder)
+
+
+def test_a_checkpoint_that_does_not_personalise_is_told(tmp_path: Path) -> None:
+    make_people(spread=0.0).write(tmp_path / "alike")
+    assert "does not personalise" in run(
+        "train", "--data", tmp_path / "alike", "--output", tmp_path / "a", "--heads", 2
+    )
+    make_people(spread=2.0).write(tmp_path / "apart")
+    said = run("train", "--data", tmp_path / "apart", "--output", tmp_path / "b", "--heads", 2)
+    assert "does not personalise" not in said
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, resumable():
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_progress_counts_what_was_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.progress.LINE_EVERY_S", 0.0)
+    with progress("work", 10, done=8) as on_step:
+        on_step("a")
+        on_step("b")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("work: 9/10 after")
+    assert "/s, 0 s left a" in first
+    assert second.startswith("work: 10/10 after")
