@@ -143,13 +143,32 @@ class Evaluation:
             "baseline": self.baseline and self.baseline.as_json(self.population),
             "baseline_choice": self.baseline_choice,
             "by_shots": [
-                {**measured.as_json(self.population), "pairs_given": self._mean_pairs_given(measured.shots)}
+                {**measured.as_json(self.population), "pairs_given": self.pairs_given(measured.shots)}
                 for measured in self.by_shots
             ],
         }
 
-    def _mean_pairs_given(self, shots: int) -> float:
+    def pairs_given(self, shots: int) -> float:
+        """Pairs that users gave on average when asked for `shots`."""
         return float(np.minimum(self.support_U, shots).mean())
+
+    def distinct(self) -> list[Measured]:
+        """`by_shots` without those in which no user gave more pairs than in the one before."""
+        given = [self.pairs_given(measured.shots) for measured in self.by_shots]
+        return [
+            measured
+            for number, measured in enumerate(self.by_shots)
+            if number == 0 or given[number] > given[number - 1]
+        ]
+
+    def gain(self) -> tuple[float, float | None]:
+        """Accuracy gained over the population model at the most pairs, and its standard error over users.
+
+        The error is that of paired differences; None for a single user.
+        """
+        gain_U = self.by_shots[-1].accuracy_U - self.population.accuracy_U
+        error = float(gain_U.std(ddof=1) / np.sqrt(len(gain_U))) if len(gain_U) > 1 else None
+        return float(gain_U.mean()), error
 
 
 def unseen_users(dataset: EmbeddedDataset, split: str) -> list[UnseenUser]:

@@ -102,6 +102,21 @@ def test_users_with_fewer_pairs_than_asked_for_are_told(tmp_path: Path) -> None:
     assert [row["pairs_given"] for row in rows] == [0.0, np.minimum(given, 5).mean(), np.mean(given)]
 
 
+def test_rows_in_which_nobody_gave_more_are_not_distinct(tmp_path: Path) -> None:
+    dataset = make_people(pairs=6).write(tmp_path / "data")
+    result = evaluate_checkpoint(dataset, "main", checkpoint(dataset), (0, 5, 7, 50, 100))
+    assert [measured.shots for measured in result.distinct()] == [0, 5, 7]
+
+
+def test_the_gain_s_error_is_of_paired_differences(tmp_path: Path) -> None:
+    dataset = make_people().write(tmp_path / "data")
+    result = evaluate_checkpoint(dataset, "main", checkpoint(dataset), (0, 20))
+    differences = [after - before for before, after in zip(*(m.accuracy_U for m in result.by_shots), strict=True)]
+    gain, error = result.gain()
+    assert gain == pytest.approx(np.mean(differences))
+    assert error == pytest.approx(np.sqrt(np.var(differences, ddof=1) / len(differences)))
+
+
 def test_support_is_taken_in_the_order_in_which_it_stands(tmp_path: Path) -> None:
     dataset = make_people().write(tmp_path / "data")
     user = unseen_users(dataset, "main")[0]

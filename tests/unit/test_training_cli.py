@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,69 @@ def test_progress_counts_what_was_there(capsys: pytest.CaptureFixture[str], monk
     assert first.startswith("work: 9/10 after")
     assert "/s, 0 s left a" in first
     assert second.startswith("work: 10/10 after")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data`, whose unseen users have 30 support pairs, and its `checkpoint`."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_people(spread=2.0).write(folder / "data")
+    run("train", "--data", folder / "data", "--output", folder / "checkpoint", "--heads", 2)
+    return folder
+
+
+def judge(trained: Path, *arguments: object) -> str:
+    return run("evaluate", "--checkpoint", trained / "checkpoint", "--data", trained / "data", *arguments)
+
+
+def test_rows_that_give_no_more_are_left_out_and_told(trained: Path, tmp_path: Path) -> None:
+    said = judge(trained, "--shots", "0,10,40,70", "--json", tmp_path / "numbers.json")
+    assert "40 (30.0)" in said
+    assert "70 (30.0)" not in said
+    assert said.count("no unseen user has more than 30 pairs: rows above are left out") == 1
+    assert [row["shots"] for row in json.loads((tmp_path / "numbers.json").read_text())["by_shots"]] == [0, 10, 40, 70]
+    assert "left out" not in judge(trained, "--shots", "0,10,30")
+
+
+def test_the_table_fits_eighty_columns(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = judge(trained, "--shots", "0,5,10,20,50")
+    rows = [line.split() for line in said.splitlines() if line.strip().startswith(("tuned BT", "0 ", "5 ", "50 "))]
+    assert [len(row) for row in rows] == [10, 9, 9, 10]
+    assert "…" not in said
+
+
+def test_the_verdict_tells_gain_and_harm(trained: Path) -> None:
+    said = judge(trained)
+    (verdict,) = [line for line in said.splitlines() if line.startswith("verdict: ")]
+    assert "with 30.0 pairs on average, accuracy gains +" in verdict
+    assert "points over tuned BT (standard error over 12 users)" in verdict
+    assert "WORSE" not in verdict
+    checkpoint = load_checkpoint(trained / "checkpoint")
+    # the same users with a start that is sure of the opposite taste: a few pairs do not mend it
+    contrary = replace(checkpoint, A_KD=-checkpoint.A_KD, start=replace(checkpoint.start, temperature=0.1))
+    contrary.save(trained / "contrary")
+    said = run("evaluate", "--checkpoint", trained / "contrary", "--data", trained / "data", "--shots", "0")
+    assert "adapted accuracy and log-loss (" in said
+    assert "WORSE than tuned BT" in said
+
+
+def test_without_matplotlib_numbers_come_first(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.training.plots.find_spec", lambda name: None)
+    numbers = tmp_path / "numbers.json"
+    arguments = ["evaluate", "--checkpoint", trained / "checkpoint", "--data", trained / "data"]
+    arguments += ["--json", numbers, "--plots", tmp_path / "plots", "--shots", "0,5"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "make install" in str(result.exception)
+    assert "tuned BT" in result.output
+    assert json.loads(numbers.read_text())["users"] == 12
+
+
+@pytest.mark.parametrize(("flag", "what"), [("--plots", "must be a folder"), ("--json", "it is a folder")])
+def test_a_file_for_a_folder_and_the_reverse_are_told(trained: Path, tmp_path: Path, flag: str, what: str) -> None:
+    (tmp_path / "place").mkdir() if flag == "--json" else (tmp_path / "place").write_text("mine")
+    with pytest.raises(ConfigurationError, match=f"{flag} .*{what}"):
+        judge(trained, flag, tmp_path / "place")
