@@ -51,7 +51,8 @@ def main() -> None:
     try:
         app()
     except MetarewardError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        lines = [f"{issue.field}: {issue.message}" for issue in getattr(error, "issues", ())] or [str(error)]
+        typer.secho("\n       ".join([f"error: {lines[0]}", *lines[1:]]), fg=typer.colors.RED, err=True)
         sys.exit(1 if isinstance(error, TemporaryError) else 2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -2,7 +2,8 @@
 
     {"user_id": "ann", "prompt": "How do I ...?", "chosen": "...", "rejected": "..."}
 
-`prompt` is text or a list of {"role", "content"} messages that ends with the user's. Optional: `conversation_id` (text
+`user_id` is text or a whole number (7 and "7" are one user). `prompt` is text or a list of {"role", "content"} messages
+that ends with the user's. Optional: `conversation_id` (text
 or number, the user's own), `split` (seen | unseen), `part` (train | support | query), `strength` (above 0).
 
 Splits are obeyed where rows give them, for all rows of a user or for none. The others are made by seed: half of the
@@ -12,6 +13,7 @@ no conversation_id). A user with only one conversation cannot be divided so, and
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections import defaultdict
@@ -55,11 +57,11 @@ def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
     """Read preferences and give them one split, `default`.
 
     Args:
-        path: The file, UTF-8.
+        path: The file, UTF-8, with or without a byte order mark.
         seed: Makes the splits that the rows do not give.
 
     Raises:
-        ConfigurationError: The file cannot be read.
+        ConfigurationError: The file cannot be read, or is one JSON array.
         InvalidInput: Some rows are bad; every one is counted, the first 20 are told by line.
     """
     bad = BadRows(path.name)
@@ -67,8 +69,15 @@ def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
+                if not rows and not bad and line.lstrip().startswith(b"["):
+                    raise ConfigurationError(
+                        f"--input {path}: this looks like a JSON array; write one object a line, without brackets "
+                        "around all and commas between"
+                    )
                 try:
                     rows.append(_read_row(f"line {number}", line))
                 except _BadRow as error:
@@ -84,6 +93,14 @@ def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
     if not rows:
         raise ConfigurationError(f"--input {path} has no rows")
     return _build(rows, by_user, seed)
+
+
+def _user(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise _BadRow("user_id must be text and not empty, or a whole number")
+    return _unicode(value, "user_id")
 
 
 def _text(row: dict[str, Any], field: str) -> str:
@@ -159,7 +176,7 @@ def _read_row(place: str, line: bytes) -> _Row:
         raise _BadRow("strength must be above 0 and finite")
     return _Row(
         place=place,
-        user=_text(row, "user_id"),
+        user=_user(row["user_id"]),
         messages=_messages(row["prompt"]),
         chosen=chosen,
         rejected=rejected,

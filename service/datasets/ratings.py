@@ -39,7 +39,7 @@ _RESPONSE_FIELDS: Final = ("response_id", "prompt", "response")
 
 
 def read_ratings(
-    directory: Path, *, seed: int, splits: int = 5, protocol: RatingProtocol | None = None
+    directory: Path, *, seed: int, splits: int = 1, protocol: RatingProtocol | None = None
 ) -> PreferenceData:
     """Read a directory of rated responses.
 
@@ -100,10 +100,10 @@ def _ratings_file(directory: Path) -> Path:
 def _opened(file: Path) -> Iterator[TextIO]:
     try:
         if file.suffix == ".gz":
-            with gzip.open(file, "rt", encoding="utf-8", newline="") as handle:
+            with gzip.open(file, "rt", encoding="utf-8-sig", newline="") as handle:
                 yield handle
         else:
-            with file.open(encoding="utf-8", newline="") as handle:
+            with file.open(encoding="utf-8-sig", newline="") as handle:
                 yield handle
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file} is not UTF-8: save it as UTF-8") from error

@@ -119,7 +119,8 @@ BAD = [
     (b"[" * 100_000, "not a JSON object"),
     ({"user_id": "ann"}, "prompt, chosen, rejected missing"),
     (row(colour="red"), "1 unknown field"),
-    (row(user_id=7), "user_id must be text"),
+    (row(user_id=7.0), "user_id must be text"),
+    (row(user_id=True), "user_id must be text"),
     (row(user_id=" "), "user_id must be text and not empty"),
     (row(prompt=""), "prompt must not be empty"),
     (row(prompt=[]), "at least one"),
@@ -176,3 +177,22 @@ def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
         read(tmp_path, b"")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_jsonl(tmp_path / "missing.jsonl", seed=0)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    for first in (mark + json.dumps(row()).encode(), mark):
+        data = read(tmp_path, first, row(user_id="bob"))
+        assert data.users[-1] == "bob"
+
+
+def test_a_number_names_the_same_user_as_its_digits(tmp_path: Path) -> None:
+    assert read(tmp_path, row(user_id=7), row(user_id="7", prompt="How?"), row(user_id=-8)).users == ["7", "-8"]
+
+
+@pytest.mark.parametrize(
+    "text", [json.dumps([row(), row()]), json.dumps([row()], indent=1), "\n [" + json.dumps(row())]
+)
+def test_a_json_array_is_told_as_such(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="looks like a JSON array; write one object a line"):
+        read(tmp_path, text.encode())

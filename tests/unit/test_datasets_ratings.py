@@ -45,6 +45,19 @@ def test_splits_of_both_forms_are_made_for_each_seed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.splits["cold_seed4"].chosen_P, data.splits["cold_seed4"].chosen_P)
 
 
+def test_one_seed_gives_one_split_of_each_form(tmp_path: Path) -> None:
+    assert list(read_ratings(write(tmp_path / "in"), seed=0).splits) == ["warm_seed0", "cold_seed0"]
+
+
+def test_byte_order_marks_are_no_part_of_the_rows(tmp_path: Path) -> None:
+    plain, marked = write(tmp_path / "plain"), write(tmp_path / "marked")
+    for name in ("responses.jsonl", "ratings.csv"):
+        (marked / name).write_bytes(b"\xef\xbb\xbf" + (marked / name).read_bytes())
+    expected, found = (read_ratings(folder, seed=0) for folder in (plain, marked))
+    assert found.users == expected.users
+    assert found.texts == expected.texts
+
+
 def test_the_margin_is_obeyed(tmp_path: Path) -> None:
     data = read_ratings(write(tmp_path / "in"), seed=0, splits=1, protocol=RatingProtocol(margin=8.0))
     split = data.splits["warm_seed0"]
