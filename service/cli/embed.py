@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.progress import resumable
+
 if TYPE_CHECKING:
+    from service.datasets.pairs import PairTable
     from service.datasets.texts import PreferenceData
 
 
@@ -19,6 +23,7 @@ class InputFormat(StrEnum):
     RATINGS = "ratings"
 
 
+@resumable()
 def embed(
     input: Annotated[  # noqa: A002  (the name of the flag)
         Path, typer.Option(help="jsonl: the file. ratings: the directory with responses.jsonl and ratings.csv[.gz].")
@@ -41,8 +46,11 @@ def embed(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Makes the splits that the input does not give.")] = 0,
     splits: Annotated[
-        int, typer.Option(min=1, help="ratings without ready splits: splits for so many seeds, from --seed on.")
-    ] = 5,
+        int,
+        typer.Option(
+            min=1, help="ratings without ready splits: so many seeds, from --seed on, each a warm and a cold split."
+        ),
+    ] = 1,
     margin: Annotated[
         float,
         typer.Option(
@@ -57,16 +65,29 @@ def embed(
     Every different text is embedded once. A run that was stopped, even by kill -9, goes on where it was when the same
     command is given again.
 
+    jsonl: one choice a line, {"user_id", "prompt", "chosen", "rejected"} and optionally conversation_id, split, part
+    and strength. user_id is text or a whole number, prompt is text or a list of {"role", "content"} messages.
+
+    ratings: responses.jsonl has one text a line, {"response_id", "prompt", "response"}; ratings.csv (or .csv.gz) begins
+    with the line user_id,response_id,rating. Two ratings of one user that differ by more than --margin make a pair.
+    Each seed gives two splits: in warm_seed0 unseen users judge texts that seen users were asked about, in cold_seed0
+    texts that nobody was asked about. Ready splits, arrays warm_seedN and cold_seedN in a .npz beside, are taken as
+    they are.
+
+    Training needs at least 8 seen users; what it learns about a person's taste grows with users and pairs.
+
     Example: metareward embed --format jsonl --input people.jsonl --backbone minilm --output runs/people
     """
     from service.backbone.golden import GOLDEN_TEXTS, golden_texts_id
     from service.backbone.load import load_backbone
+    from service.cli.places import check_folder
     from service.cli.progress import progress
     from service.datasets.embedding import backbone_info, embed_texts
     from service.datasets.manifest import SourceInfo
     from service.datasets.texts import Text
     from service.datasets.writer import EmbeddedDatasetWriter
 
+    check_folder("--output", output)
     data, options = _read(input, format, seed=seed, splits=splits, margin=margin)
     for note in data.notes:
         typer.echo(f"note: {note}")
@@ -86,12 +107,13 @@ def embed(
     ) as writer:
         if writer.finished:
             typer.echo(f"{output} is complete already: nothing to do")
+            _tell_splits(output, data.splits)
             return
         shards = writer.shards()
         waiting = sum(len(shards[number]) for number in writer.pending())
         if waiting < writer.texts:
             typer.echo(f"{output}: going on, {writer.texts - waiting} of {writer.texts} texts are there")
-        with progress(f"embedding with {backbone}", waiting) as on_step:
+        with progress(f"embedding with {backbone}", writer.texts, done=writer.texts - waiting) as on_step:
 
             def on_texts(count: int) -> None:
                 for _ in range(count):
@@ -99,16 +121,50 @@ def embed(
 
             manifest = embed_texts(model, data.texts, writer, golden, batch_tokens=batch_tokens, on_texts=on_texts)
     if manifest.truncated_texts:
-        typer.secho(
-            f"warning: {manifest.truncated_texts} of {manifest.texts} texts were longer than the backbone's limit of "
-            f"{model.spec.max_tokens} tokens and were truncated",
-            fg=typer.colors.YELLOW,
-            err=True,
+        _warn(
+            f"{manifest.truncated_texts} of {manifest.texts} texts were longer than the backbone's limit of "
+            f"{model.spec.max_tokens} tokens and were truncated"
         )
     typer.echo(
         f"{output}: {manifest.texts} texts of {manifest.prompts} prompts, D = {manifest.hidden_size}, "
-        f"{manifest.users} users, splits {', '.join(f'{name} ({n} pairs)' for name, n in manifest.splits.items())}"
+        f"{manifest.users} users"
     )
+    _tell_splits(output, data.splits)
+
+
+def _tell_splits(output: Path, splits: Mapping[str, PairTable]) -> None:
+    """Print who is in each split, warn where that is too little, and print the command that comes next."""
+    from service.training.folds import FOLDS
+
+    for name, table in splits.items():
+        seen, support, query = table.seen(), table.support(), table.query()
+        typer.echo(
+            f"split {name}: {_users_and_pairs(seen, 'seen', 'pairs')}; "
+            f"{_users_and_pairs(query, 'unseen', 'query pairs')}, {_median_pairs(support)} support pairs"
+        )
+        if len(seen.users()) < 2 * FOLDS:
+            _warn(f"split {name} has {len(seen.users())} seen users, `metareward train` needs at least {2 * FOLDS}")
+        if not len(query):
+            _warn(
+                f"split {name} has no unseen users, `metareward evaluate` needs some: give more users or conversations"
+            )
+    choice = f" --split {next(iter(splits))}" if len(splits) > 1 else ""
+    typer.echo(f"next: metareward train --data {output}{choice} --output {output}-checkpoint")
+
+
+def _users_and_pairs(table: PairTable, kind: str, what: str) -> str:
+    return f"{len(table.users())} {kind} users with {_median_pairs(table)} {what}"
+
+
+def _median_pairs(table: PairTable) -> str:
+    from statistics import median
+
+    counts = [len(rows) for rows in table.by_user().values()]
+    return f"{median(counts):g} (median)" if counts else "0"
+
+
+def _warn(message: str) -> None:
+    typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
 
 
 def _read(

@@ -69,6 +69,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(people: Path
     resumed = metareward(*arguments, tmp_path / "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert "going on" in resumed.stdout
+    assert (
+        "split default: 6 seen users with 8 (median) pairs; 2 unseen users with 6 (median) query pairs, 6 (median)"
+        in (resumed.stdout)
+    )
+    assert "needs at least 8" in resumed.stderr
+    assert f"next: metareward train --data {tmp_path / 'killed'} --output" in resumed.stdout
+    texts = json.loads((tmp_path / "killed" / "dataset.json").read_text())["texts"]
+    assert f": {texts}/{texts} after" in resumed.stderr
     whole = metareward(
         "embed", "--input", people, "--shard-texts", 8, "--batch-tokens", 700, "--output", tmp_path / "whole"
     )
@@ -101,9 +109,36 @@ def test_bad_rows_leave_nothing_behind(people: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(people.read_text().splitlines()[0] + "\n{}\n[]\n")
     done = metareward("embed", "--input", tmp_path / "bad.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 2
-    assert "line 2" in done.stderr
-    assert "line 3" in done.stderr
+    assert ["line 2" in line or "line 3" in line for line in done.stderr.splitlines()] == [True, True]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_place_for_a_data_set(people: Path) -> None:
+    done = metareward("embed", "--input", people, "--output", people)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --output ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_a_run_that_can_go_on(people: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command("embed", "--input", people, "--shard-texts", 8, "--output", out),
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("embeddings-*.npy")):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate()
+    assert run.returncode == 130
+    assert said.strip().splitlines()[-1] == "stopped; run the same command to go on"
 
 
 def test_truncated_texts_are_counted_and_told(tmp_path: Path) -> None:
