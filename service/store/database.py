@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from service.errors import ConfigurationError, Unavailable
 from service.store import postgresql, sqlite
-from service.store.failures import RETRY_AFTER_S, is_contention, meaning, translated
+from service.store.failures import RETRY_AFTER_S, cause_of, is_contention, is_refusal, meaning, translated
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Database:
             self._reading = self.engine
         # SQLite has one writer. Threads of one process queue here, in order; its own waiting is polling.
         self._writer = None if self.is_postgresql else threading.Lock()
+        self.closed = threading.Event()
 
     def __repr__(self) -> str:
         return f"Database({self._url.render_as_string(hide_password=True)})"
@@ -114,8 +115,31 @@ class Database:
         with self.reading() as connection:
             connection.execute(text("SELECT 1"))
 
+    def probe(self) -> None:
+        """Connect once, at the start of a process, and say what is wrong.
+
+        Raises:
+            ConfigurationError: The server answers and refuses us: no such database or role, a wrong password.
+            Unavailable: No server answers; the message names the driver's reason.
+        """
+        try:
+            with self._reading.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except SQLAlchemyError as error:
+            cause = cause_of(error)
+            for secret in (self._url.password, self._url.query.get("password")):
+                cause = cause.replace(str(secret), "***") if secret else cause
+            if is_refusal(error):
+                # Without the cause: a traceback must not show more than the message does.
+                raise ConfigurationError(f"DATABASE_URL: the server refuses the connection: {cause}") from None
+            problem = meaning(error)
+            if isinstance(problem, Unavailable):
+                raise Unavailable(f"{problem}: {cause}", problem.retry_after_s) from None
+            raise problem from error
+
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every pooled connection, and tell who waits for the database that there is no need."""
+        self.closed.set()
         self.engine.dispose()
 
 

@@ -5,6 +5,7 @@ No SQLAlchemy exception leaves the store, and no message of ours carries the URL
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,24 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from service.errors import ConfigurationError, MetarewardError, Unavailable
+from service.errors import MetarewardError, Unavailable
 
 RETRY_AFTER_S = 1.0
+# Somebody has to type a command first.
+_RETRY_AFTER_UPGRADE_S = 10.0
 
 _SERIALISATION_FAILURE = "40001"
 _DEADLOCK = "40P01"
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
 _TIMED_OUT = frozenset({"57014", "55P03", "25P03"})  # statement, lock, idle in transaction
+_REFUSED_CLASS = "28"  # invalid authorisation: role, password, pg_hba.conf
+_REFUSED = frozenset({"3D000", "42501"})  # no such database, no right to connect to it
+# psycopg gives an error in connecting no SQLSTATE; what the server said is in its text.
+_REFUSAL = re.compile(
+    r"FATAL:\s+(?:(?:database|role) .* does not exist|.*authentication failed|no pg_hba\.conf entry"
+    r"|pg_hba\.conf rejects|permission denied for database|role .* is not permitted to log in)|no password supplied"
+)
 # Faults in the statement or its values, not in the server.
 _OURS = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
@@ -53,12 +63,34 @@ def meaning(error: SQLAlchemyError) -> MetarewardError:
         return Unavailable("database: too many writers at once", RETRY_AFTER_S)
     original = error.orig
     if _schema_is_missing(original):
-        return ConfigurationError("the database lacks tables or columns of this version: run `metareward db upgrade`")
+        # The command may come while this runs, and then the same request succeeds.
+        return Unavailable(
+            "database: tables or columns of this version are missing: run `metareward db upgrade`",
+            _RETRY_AFTER_UPGRADE_S,
+        )
     if getattr(original, "sqlstate", None) in _TIMED_OUT:
         return Unavailable("database: no answer within the time limit", RETRY_AFTER_S)
     if isinstance(error, _OURS):
         return MetarewardError(f"database: {type(original).__name__}")
     return Unavailable("database: not reachable", RETRY_AFTER_S)
+
+
+def is_refusal(error: SQLAlchemyError) -> bool:
+    """Whether the server answered and will not let us in: wrong database, role or password. Waiting mends none."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return bool(state.startswith(_REFUSED_CLASS) or state in _REFUSED)
+    return _REFUSAL.search(str(error.orig)) is not None
+
+
+def cause_of(error: SQLAlchemyError) -> str:
+    """What the driver said, in one line: the server's own words where it spoke."""
+    text = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    refusal = _REFUSAL.search(text)
+    lines = (text[refusal.start() :] if refusal is not None else text).splitlines()
+    return lines[0].removeprefix("FATAL:").strip() if lines else type(error).__name__
 
 
 def _schema_is_missing(original: BaseException | None) -> bool:

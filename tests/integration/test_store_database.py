@@ -40,6 +40,17 @@ def mortal_postgres(mortal_server: PostgresServer) -> PostgresServer:
     return mortal_server
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/empty.db"
+    server: PostgresServer = request.getfixturevalue("mortal_server")
+    server.execute("DROP DATABASE IF EXISTS mortal WITH (FORCE)")
+    server.execute("CREATE DATABASE mortal")
+    return server.url("mortal")
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_every_usual_way_to_write_a_postgresql_url_works(postgres_url: str, scheme: str) -> None:
     database = open_database(postgres_url.replace("postgresql", scheme, 1))
@@ -109,12 +120,76 @@ def test_nobody_listening_is_unavailable_at_once_and_tells_no_password() -> None
     assert "s3cret" not in "".join(traceback.format_exception(lost.value)) + repr(database)
 
 
-def test_a_database_without_tables_is_a_matter_of_configuration(tmp_path: Path, postgres: PostgresServer) -> None:
-    for url in (f"sqlite:///{tmp_path}/empty.db", postgres.url()):
-        database = open_database(url)
-        with pytest.raises(ConfigurationError, match="metareward db upgrade"):
-            repository(database).get("tenant", "ada")
+def test_without_tables_requests_wait_for_the_command_that_makes_them(empty_url: str) -> None:
+    database = open_database(empty_url)
+    with pytest.raises(Unavailable, match="metareward db upgrade") as lost:
+        repository(database).get("tenant", "ada")
+    assert lost.value.retry_after_s > 0
+    upgrade(database)
+    assert repository(database).get("tenant", "ada") is None
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def guarded_server(mortal_server: PostgresServer) -> PostgresServer:
+    """A server with roles whose password it asks for, or that it does not let in."""
+    mortal_server.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
+    mortal_server.execute("CREATE ROLE nowhere NOLOGIN")
+    mortal_server.execute("CREATE ROLE banned LOGIN")
+    rules = Path(mortal_server.execute("SHOW hba_file")[0][0])
+    first = "host all careful 127.0.0.1/32 scram-sha-256\nhost all banned 127.0.0.1/32 reject\n"
+    rules.write_text(first + rules.read_text())
+    mortal_server.execute("SELECT pg_reload_conf()")
+    return mortal_server
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "cause"),
+    [
+        ("postgres:s3cret", "absent", 'database "absent" does not exist'),
+        ("stranger:s3cret", "postgres", 'role "stranger" does not exist'),
+        ("careful:s3cret", "postgres", 'password authentication failed for user "careful"'),
+        ("careful", "postgres", "no password supplied"),
+        ("nowhere:s3cret", "postgres", "is not permitted to log in"),
+        ("banned:s3cret", "postgres", "pg_hba.conf rejects connection"),
+    ],
+)
+def test_a_server_that_refuses_us_is_a_matter_of_configuration(
+    guarded_server: PostgresServer, user: str, name: str, cause: str
+) -> None:
+    database = open_database(guarded_server.url(name).replace("postgres@", f"{user}@"))
+    with pytest.raises(ConfigurationError, match="DATABASE_URL") as refused:
+        database.probe()
+    assert cause in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value, chain=False))
+    with pytest.raises(Unavailable):  # a request says no more than that there is no database now
+        database.ping()
+    database.close()
+
+
+def test_probing_where_nobody_listens_is_an_outage_with_its_cause() -> None:
+    port = free_port()
+    # A password that the driver's own words hold.
+    database = open_database(f"postgresql://someone:refused@127.0.0.1:{port}/x")
+    with pytest.raises(Unavailable, match=f"not reachable: .*{port}") as lost:
+        database.probe()
+    assert "\n" not in str(lost.value)
+    assert "refused" not in str(lost.value)
+    assert "***" in str(lost.value)
+    database.close()
+
+
+def test_too_many_clients_are_an_outage(mortal_postgres: PostgresServer) -> None:
+    mortal_postgres.execute("ALTER DATABASE mortal CONNECTION LIMIT 0")
+    mortal_postgres.execute("CREATE ROLE plain LOGIN")
+    database = open_database(mortal_postgres.url("mortal").replace("postgres@", "plain@"))
+    try:
+        with pytest.raises(Unavailable, match="too many connections"):
+            database.probe()
+    finally:
         database.close()
+        mortal_postgres.execute("DROP ROLE plain")
 
 
 def test_an_unusable_value_is_neither_an_outage_nor_a_sqlalchemy_error(postgres_url: str) -> None:
