@@ -60,7 +60,15 @@ class NotFound(MetarewardError):
 
 
 class Conflict(MetarewardError):
-    """The request contradicts what is stored."""
+    """The request contradicts what is stored; `issues` names the fields that do, where there are several."""
+
+    def __init__(self, message: str, issues: Sequence[FieldIssue] = ()) -> None:
+        super().__init__(message, issues)
+        self.message = message
+        self.issues = tuple(issues)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class TemporaryError(MetarewardError):

@@ -87,7 +87,7 @@ def install_error_handlers(app: FastAPI) -> None:
             case NotFound():
                 return problem(request, 404, "not-found", str(error))
             case Conflict():
-                return problem(request, 409, "conflict", str(error))
+                return problem(request, 409, "conflict", str(error), error.issues)
             case TemporaryError():
                 kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
                 return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)

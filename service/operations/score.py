@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from service.backbone.protocol import Message
-from service.errors import EngineError
+from service.errors import Conflict, EngineError, FieldIssue
 from service.mrm.combine import ranking, reward_std, rewards
 from service.observability.metrics import Metrics
 from service.operations.base_rewards import BaseRewardReader
@@ -74,11 +75,11 @@ class Score:
 
         Raises:
             InvalidInput: Texts that cannot be scored, each by its field.
-            Conflict: A user has not reached `min_version`.
+            Conflict: Users that have not reached `min_version`, every such item by its field.
             Overloaded, Unavailable, EngineError: See `service/errors.py`.
         """
         started = time.perf_counter()
-        resolved = [await self._users.resolve(tenant_id, item.user_id, item.min_version) for item in items]
+        resolved = await self._resolve(tenant_id, items)
         user_s = time.perf_counter() - started
         texts = [
             Text(item.messages, completion, f"{item.field}completions[{i}]")
@@ -103,6 +104,40 @@ class Score:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
         timings_ms["total"] = (time.perf_counter() - started) * 1e3
         return ScoreAnswer(results, timings_ms)
+
+    async def _resolve(self, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:
+        """The user of each item; different users are looked up side by side."""
+        wanted = list(dict.fromkeys((item.user_id, item.min_version) for item in items))
+        # Tasks cost more than a user who is in memory, and one user is the usual case.
+        lookups = (self._users.resolve(tenant_id, *key) for key in wanted)
+        answers = (
+            await asyncio.gather(*lookups, return_exceptions=True)
+            if len(wanted) > 1
+            else [await _outcome(next(lookups))]
+        )
+        found = dict(zip(wanted, answers, strict=True))
+        resolved: list[ResolvedUser] = []
+        behind: list[FieldIssue] = []
+        for item in items:
+            answer = found[item.user_id, item.min_version]
+            if isinstance(answer, Conflict):
+                behind.append(FieldIssue(f"{item.field}min_version", f"{answer}; adapt first or lower min_version"))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                resolved.append(answer)
+        if behind:
+            one = f"{behind[0].field}: {behind[0].message}"
+            many = f"{len(behind)} items ask for later versions of their users than there are"
+            raise Conflict(one if len(behind) == 1 else many, behind)
+        return resolved
+
+
+async def _outcome(lookup: Awaitable[ResolvedUser]) -> ResolvedUser | Conflict:
+    try:
+        return await lookup
+    except Conflict as error:
+        return error
 
 
 def _score_item(

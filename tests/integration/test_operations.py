@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 
 import numpy as np
@@ -142,6 +143,44 @@ def test_min_version_reads_past_memory_and_refuses_what_is_not_there(database: D
     asyncio.run(path())
 
 
+def test_every_item_ahead_of_its_user_is_named(database: Database) -> None:
+    operations = Operations(database)
+
+    async def path() -> None:
+        await adapt(operations, "ada")
+        asked = [("ada", 1), ("ada", 2), ("bob", 0), ("bob", 1), ("ada", 2)]
+        items = [
+            ScoreItem(user, user_says("q"), ["x"], version, f"items[{i}].") for i, (user, version) in enumerate(asked)
+        ]
+        with pytest.raises(Conflict) as refused:
+            await operations.score("t", items, truncate=False, return_base_rewards=False)
+        assert [issue.field for issue in refused.value.issues] == [f"items[{i}].min_version" for i in (1, 3, 4)]
+        assert "adapt first or lower min_version" in refused.value.issues[0].message
+        assert operations.engine.texts[2 * len(PAIRS) :] == []
+        again = pickle.loads(pickle.dumps(refused.value))
+        assert (str(again), again.issues) == (str(refused.value), refused.value.issues)
+        with pytest.raises(Conflict, match=r"min_version is 2, but this user is at version 1; adapt first"):
+            await score(operations, min_version=2)
+
+    asyncio.run(path())
+
+
+def test_users_of_a_batch_are_looked_up_side_by_side(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = Operations(database)
+    get = operations.repository.get
+    together = threading.Barrier(4)  # breaks unless four reads are under way at once
+
+    def meeting_get(tenant: str, user: str):
+        together.wait(10)
+        return get(tenant, user)
+
+    monkeypatch.setattr(operations.repository, "get", meeting_get)
+    users = ["a", "b", "a", "c", "d", "b"]
+    items = [ScoreItem(user, user_says("q"), ["x", user], 0, f"items[{i}].") for i, user in enumerate(users)]
+    answer = asyncio.run(operations.score("t", items, truncate=False, return_base_rewards=False))
+    assert [result.user_id for result in answer.results] == users
+
+
 def test_min_version_is_not_judged_by_a_read_that_began_before_it_was_committed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +306,7 @@ def test_without_a_database_known_users_are_stale_and_unknown_ones_refused(postg
             with pytest.raises(Unavailable):
                 await adapt(operations, "stranger")
             server.restart()
+            await asyncio.sleep(1.0)  # a known outage is not looked into more often
             assert (await score(operations)).results[0].standing == "adapted"
             assert (await score(operations, "stranger")).results[0].standing == "cold_start"
 
