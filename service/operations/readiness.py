@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from service.errors import Unavailable
+from service.errors import MetarewardError
 from service.operations.engine import Engine
 from service.store.database import Database
 
@@ -20,22 +21,37 @@ class Readiness:
 
 
 class ReadinessCheck:
-    """The use case behind `/ready`.
+    """The use case behind `/ready`. Lives on one event loop.
 
     Only what is this process's own makes it unready. If a database that all replicas share did, all of them would
     leave at once.
     """
 
-    def __init__(self, *, engine: Engine, database: Database, executor: Executor) -> None:
+    def __init__(self, *, engine: Engine, database: Database, timeout_s: float = 2.0) -> None:
         self._engine = engine
         self._database = database
-        self._executor = executor
+        self._timeout_s = timeout_s
+        # Of its own: where requests wait for a database that hangs, the question must not queue behind them.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
+        self._asking: asyncio.Future[None] | None = None
+        self._asked_at = 0.0
 
     async def __call__(self) -> Readiness:
-        """Ask the engine and the database."""
+        """Ask the engine and the database; the answer takes `timeout_s` at most."""
         degraded = []
+        # One question at a time: those that come while it hangs learn from it.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().run_in_executor(self._thread, self._database.ping)
+            self._asked_at = time.monotonic()
+        patience_s = max(0.0, self._asked_at + self._timeout_s - time.monotonic())
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._database.ping)
-        except Unavailable as error:
+            await asyncio.wait_for(asyncio.shield(self._asking), patience_s)
+        except TimeoutError:
+            degraded.append(f"database: no answer within {self._timeout_s:g} s")
+        except MetarewardError as error:
             degraded.append(str(error))
         return Readiness(self._engine.healthy, degraded)
+
+    def close(self) -> None:
+        """Let the thread go; a question that hangs ends by the database's own time limit."""
+        self._thread.shutdown(wait=False)

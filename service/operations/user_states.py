@@ -41,7 +41,8 @@ class UserStates:
 
     A remembered state is trusted for `revalidate_s`; after that the database is asked again, once for all callers.
     While the database does not answer, a remembered state serves until it is `stale_limit_s` old. A user who is not
-    remembered gets an error then, never a silent cold start.
+    remembered gets an error then, never a silent cold start. Nobody waits to learn of an outage that is known: after
+    a failed read the database is left alone for `pause_s`, then one read tries it again.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class UserStates:
         stale_limit_s: float,
         metrics: Metrics,
         revalidate_s: float = 1.0,
+        pause_s: float = 1.0,
     ) -> None:
         self._repository = repository
         self._executor = executor
@@ -61,6 +63,10 @@ class UserStates:
         self._checkpoint = checkpoint
         self._stale_limit_s = stale_limit_s
         self._revalidate_s = revalidate_s
+        self._pause_s = pause_s
+        # The last failure of a read, unless one has succeeded since. Written by the threads that read.
+        self._outage: tuple[float, Unavailable] | None = None
+        self._retrying = False
         self._metrics = metrics
         self._start = solve(Support.empty(checkpoint.heads), checkpoint.start)
         self._reads: dict[tuple[str, str], asyncio.Future[StoredUser | None]] = {}
@@ -112,15 +118,21 @@ class UserStates:
 
     async def _read(self, tenant_id: str, user_id: str) -> StoredUser | None:
         """The user from the database, read once for all who ask meanwhile."""
+        if self._retrying:
+            self._refuse_in_outage(float("inf"))
+        self._refuse_in_outage(self._pause_s)
         key = (tenant_id, user_id)
         reading = self._reads.get(key)
         if reading is None:
             began = time.monotonic()
+            retries = self._retrying = self._outage is not None
             reading = asyncio.get_running_loop().run_in_executor(self._executor, self._load, tenant_id, user_id)
             self._reads[key] = reading
 
             def remember(done: asyncio.Future[StoredUser | None]) -> None:
                 del self._reads[key]
+                if retries:
+                    self._retrying = False
                 if done.cancelled() or done.exception() is not None:
                     return
                 user = done.result()
@@ -133,7 +145,23 @@ class UserStates:
         # Shielded: a caller that leaves must not take the answer from the others.
         return await asyncio.shield(reading)
 
+    def _refuse_in_outage(self, within_s: float) -> None:
+        outage = self._outage
+        if outage is not None and time.monotonic() - outage[0] < within_s:
+            raise Unavailable(outage[1].message, outage[1].retry_after_s)
+
     def _load(self, tenant_id: str, user_id: str) -> StoredUser | None:
+        # Reads that queued for a thread while others failed would each wait as long again.
+        self._refuse_in_outage(self._pause_s)
+        try:
+            user = self._load_from_database(tenant_id, user_id)
+        except Unavailable as error:
+            self._outage = (time.monotonic(), error)
+            raise
+        self._outage = None
+        return user
+
+    def _load_from_database(self, tenant_id: str, user_id: str) -> StoredUser | None:
         user = self._repository.get(tenant_id, user_id)
         if user is None or user.checkpoint_id == self._checkpoint.checkpoint_id:
             return user
