@@ -79,20 +79,39 @@ def _canonical_config(config: Path) -> str:
 
 def _read_header(file: Path) -> dict[str, tuple[str, list[int], int, int]]:
     """Name -> (dtype, shape, first byte, end byte within the file) of each tensor of a safetensors file."""
-    with file.open("rb") as stream:
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise BackboneError(f"{file.name} cannot be read: {error.strerror}") from error
+    with stream:
         try:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > file.stat().st_size - 8:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, RecursionError) as error:
             raise BackboneError(f"{file.name} is not a safetensors file: {error}") from error
     start = 8 + length
-    return {
-        name: (info["dtype"], info["shape"], start + info["data_offsets"][0], start + info["data_offsets"][1])
-        for name, info in header.items()
-        if name != "__metadata__"
-    }
+    try:
+        tensors = {
+            name: (str(info["dtype"]), list(info["shape"]), *_offsets(info, start))
+            for name, info in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackboneError(f"{file.name} is not a safetensors file: its header does not describe tensors") from error
+    size = file.stat().st_size
+    for name, (_, _, begin, end) in tensors.items():
+        if not start <= begin <= end <= size:
+            raise BackboneError(f"{file.name} is not whole: tensor {name!r} lies outside the file; fetch it again")
+    return tensors
+
+
+def _offsets(info: dict[str, Any], start: int) -> tuple[int, int]:
+    begin, end = info["data_offsets"]
+    if not (isinstance(begin, int) and isinstance(end, int)):
+        raise TypeError("offsets that are no integers")
+    return start + begin, start + end
 
 
 def _hash_sample(digest: hashlib._Hash, file: Path, begin: int, end: int, budget: int) -> None:

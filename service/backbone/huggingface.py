@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS: Final = 4096
 _POOLING: Final = "last token of the rendered text, after the final norm"
+_HUB_TIMEOUT_S: Final = 3.0
 _MAX_PADDED_TOKENS: Final = 8192
 _MAX_PADDING: Final = 0.1
 
@@ -40,6 +41,7 @@ class ModelSource:
     name: str
     location: str
     gguf_file: str | None
+    local_files_only: bool = False
 
     @classmethod
     def of(cls, name: str) -> ModelSource:
@@ -55,11 +57,11 @@ class ModelSource:
             return cls(name, str(path), None)
         if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
             raise BackboneError(f"backbone {name!r}: no such directory or .gguf file")
-        return cls(name, name, None)
+        return cls(name, name, None, local_files_only=not _hub_answers())
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` of this project is called with."""
-        arguments: dict[str, Any] = {"trust_remote_code": False}
+        arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": self.local_files_only}
         if self.gguf_file is not None:
             arguments["gguf_file"] = self.gguf_file
         return arguments
@@ -181,6 +183,23 @@ def _is_causal(model: Any, device: str) -> bool:
     return bool((whole - alone).norm() < 0.1 * alone.norm())
 
 
+def _hub_answers() -> bool:
+    """Whether the hub sends any answer, asked once.
+
+    Its client tries each file six times over 25 seconds and has no setting for fewer; without the hub only what its
+    cache holds can be loaded, and that needs no asking.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # of whichever HTTP library this version of the client uses
+        return False
+    return True
+
+
 def _positions(config: PretrainedConfig) -> int:
     return int(getattr(config, "max_position_embeddings", DEFAULT_MAX_TOKENS))
 
@@ -209,12 +228,17 @@ def _explained(source: ModelSource) -> Iterator[None]:
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)  # that the score head is not read is on purpose
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)  # what it says of retries, the one error says too
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     except Exception as error:  # of transformers, safetensors, tokenizers, the hub's client: no common root
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if source.local_files_only:
+            first_line = "the hub does not answer (or HF_HUB_OFFLINE is set), and its cache does not hold the model."
         raise BackboneError(
             f"backbone {source.name!r} cannot be loaded: {first_line} "
             "Set it to minilm, to a Hugging Face id (on a machine that reaches the hub or holds it in its cache), "
@@ -222,5 +246,6 @@ def _explained(source: ModelSource) -> Iterator[None]:
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logger.setLevel(hub_level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -79,6 +79,15 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackboneError(f"device is {device!r}, but torch {torch.__version__} sees no CUDA; set device to cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise BackboneError(f"device is {device!r}; set it to auto, cpu, cuda or cuda:N") from None
+    if kind == "cuda" and place.index is not None and place.index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise BackboneError(f"device is {device!r}, but the last CUDA device here is cuda:{last}; set device to it")
+    if kind == "cpu" and place.index:
+        raise BackboneError(f"device is {device!r}; a machine has one cpu: set device to cpu")
     return device
 
 

@@ -7,13 +7,20 @@ position or an index shows.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from models import random_llama, random_qwen3, smollm2_directory, smollm2_gguf
 from safetensors.torch import load_file, save_file
+from servers import free_port
 
+from service.backbone.fingerprint import fingerprint_safetensors
 from service.backbone.golden import GOLDEN_TEXTS
 from service.backbone.load import load_backbone, load_renderer
 from service.errors import BackboneError
@@ -212,10 +219,73 @@ def test_errors_name_what_to_mend(directories, tmp_path):
     for arguments, said in (
         ({"dtype": "float8"}, "set it to auto, float32 or bfloat16"),
         ({"device": "tpu"}, "set it to auto, cpu, cuda"),
+        ({"device": "cpu:x"}, "set it to auto, cpu, cuda"),
+        ({"device": "cpu:3"}, "set device to cpu"),
+        ({"device": "cuda:99"}, "set device to"),
         ({"max_tokens": 2}, "at least 3 tokens"),
     ):
         with pytest.raises(BackboneError, match=said):
             load_backbone("minilm", **arguments)
+
+
+def test_a_cuda_device_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BackboneError, match="the last CUDA device here is cuda:1"):
+        load_backbone("minilm", device="cuda:2")
+
+
+TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b'{"a": 1}',
+        b"{}{",
+        b"\xff",
+        b"[" * 100_000,
+        json.dumps({"a": {**TENSOR, "data_offsets": [0]}}).encode(),
+        json.dumps({"a": {**TENSOR, "data_offsets": ["0", "4"]}}).encode(),
+        json.dumps({"a": {**TENSOR, "shape": 1}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [1]}}).encode(),
+        json.dumps({"a": {**TENSOR, "data_offsets": [0, 99]}}).encode(),
+        json.dumps({"a": {**TENSOR, "data_offsets": [4, 0]}}).encode(),
+        json.dumps({"a": {**TENSOR, "data_offsets": [-8, 4]}}).encode(),
+    ],
+)
+def test_a_malformed_header_of_weights_is_named(tmp_path, header):
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(BackboneError, match=r"model\.safetensors is not"):
+        fingerprint_safetensors(tmp_path / "config.json", [weights], "rendering")
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_without_the_hub_a_hub_id_ends_in_one_error_soon(tmp_path, offline):
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from service.backbone.load import load_renderer\n"
+        "from service.errors import BackboneError\n"
+        "try: load_renderer('somebody/some-model')\n"
+        "except BackboneError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HF_HUB_OFFLINE": offline},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - started < 15.0  # most of it to import; the client's own retries take 25 s
+    assert "somebody/some-model" in done.stdout
+    assert "the hub does not answer" in done.stdout
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_an_encoder_is_refused(directories, tmp_path):
