@@ -7,6 +7,8 @@ resumes. The layout is described in `manifest.py`.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ __all__ = [
 def _load(file: Path, dtype: type[np.generic], shape: tuple[int, ...], mmap: bool = False) -> NDArray[Any]:
     try:
         array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}: embed the data again") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise ConfigurationError(
@@ -52,7 +54,7 @@ def _load_columns(file: Path, names: dict[str, type[np.generic]], rows: int) -> 
     try:
         with np.load(file, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}: embed the data again") from error
     found = {name: (column.dtype, column.shape) for name, column in columns.items()}
     if found != {name: (np.dtype(dtype), (rows,)) for name, dtype in names.items()}:

@@ -19,6 +19,8 @@ import gzip
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,7 +203,7 @@ def _ready_splits(directory: Path, users: list[str], ratings: RatingTable, texts
         try:
             with np.load(file, allow_pickle=False) as archive:
                 found = {name: archive[name] for name in archive.files if _READY_NAME.match(name)}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigurationError(f"{file} cannot be read: {error}") from error
         for name, rows in found.items():
             if name in ready:

@@ -209,6 +209,11 @@ def test_damaged_columns_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "d" / "splits" / "default.npz", user=np.zeros(5, np.int32))
     with pytest.raises(ConfigurationError, match=r"default\.npz must hold"):
         EmbeddedDataset.open(tmp_path / "d").split("default")
+    split = tmp_path / "d" / "splits" / "default.npz"
+    for kept in (split.read_bytes()[:-30], b""):
+        split.write_bytes(kept)
+        with pytest.raises(ConfigurationError, match=r"default\.npz cannot be read"):
+            EmbeddedDataset.open(tmp_path / "d").split("default")
     with pytest.raises(ConfigurationError, match="no split 'other'; it has default"):
         EmbeddedDataset.open(tmp_path / "d").split("other")
 

@@ -106,6 +106,9 @@ def test_ready_splits_are_taken_as_they_are(tmp_path: Path) -> None:
         np.savez(folder / "ready.npz", warm_seed0=bad)
         with pytest.raises(InvalidInput, match=message):
             read_ratings(folder, seed=0)
+    (folder / "ready.npz").write_bytes((folder / "ready.npz").read_bytes()[:-30])
+    with pytest.raises(ConfigurationError, match=r"ready\.npz cannot be read"):
+        read_ratings(folder, seed=0)
 
 
 @pytest.mark.parametrize(
