@@ -33,6 +33,7 @@ def _database(url: str | None) -> Iterator[Database]:
         statement_timeout_s=settings.database_timeout_s,
     )
     try:
+        database.probe()
         yield database
     finally:
         database.close()
