@@ -247,7 +247,11 @@ def make_checkpoint(
     golden = None
     if len(dataset.golden_GD):
         golden_GK = dataset.golden_GD.astype(np.float64) @ heads_KD.T.astype(np.float64) + bias_K
-        golden = Golden(texts_id=dataset.manifest.input.golden_texts_id, base_rewards=golden_GK.tolist())
+        golden = Golden(
+            texts_id=dataset.manifest.input.golden_texts_id,
+            dtype=backbone.spec.get("dtype", "float32"),
+            base_rewards=golden_GK.tolist(),
+        )
     return Checkpoint(
         name=name,
         backbone=BackboneIdentity(

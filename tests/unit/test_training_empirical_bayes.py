@@ -89,6 +89,17 @@ def test_a_cache_of_other_data_is_not_used(tmp_path: Path) -> None:
     assert shared.checkpoint_id == alone.checkpoint_id
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_record_of_golden_texts_says_what_it_was_computed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    dataset = make_people().write(tmp_path / "data")
+    monkeypatch.setitem(dataset.backbone.spec, "dtype", dtype)
+    golden = train_empirical_bayes(dataset, "main", heads=2)[0].golden
+    assert golden is not None
+    assert golden.dtype == dtype
+
+
 def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     people = make_people()
     dataset = people.write(tmp_path / "data")
