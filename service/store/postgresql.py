@@ -7,7 +7,9 @@ from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
+
+from service.store.pool import pool_arguments
 
 # The server ends a slow statement itself, and says so; only a server that stopped talking comes this far.
 _GRACE_S = 1.0
@@ -54,21 +56,13 @@ def build_engine(
         "application_name": url.query.get("application_name", "metareward"),
         "options": " ".join([*options, given if isinstance(given, str) else " ".join(given)]).strip(),
     }
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pool_size is not None:
-        pool = {
-            "poolclass": QueuePool,
-            "pool_size": pool_size,
-            "max_overflow": 0,
-            "pool_timeout": statement_timeout_s,
-            # A restarted server is noticed before a request pays for it.
-            "pool_pre_ping": True,
-        }
     engine = create_engine(
         url.difference_update_query(["options", "application_name", "connect_timeout"]),
         connect_args=arguments,
         hide_parameters=True,
-        **pool,
+        # A restarted server is noticed before a request pays for it.
+        pool_pre_ping=pool_size is not None,
+        **pool_arguments(pool_size, statement_timeout_s),
     )
 
     @event.listens_for(engine, "do_connect")

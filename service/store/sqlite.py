@@ -7,7 +7,9 @@ import sqlite3
 import time
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from service.store.pool import pool_arguments
 
 # The execution option that makes a transaction take the write lock at its beginning. A transaction that reads first
 # and wants to write later cannot wait for the lock: what it has read may be outdated.
@@ -24,20 +26,12 @@ def build_engine(url: URL, pool_size: int | None, busy_timeout_s: float) -> Engi
         pool_size: Most connections; None for one connection per use and no foreign keys (schema changes).
         busy_timeout_s: Limit on waiting for another process's lock, and for a pooled connection.
     """
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pool_size is not None:
-        pool = {
-            "poolclass": QueuePool,
-            "pool_size": pool_size,
-            "max_overflow": 0,
-            "pool_timeout": busy_timeout_s,
-        }
     engine = create_engine(
         url,
         # No isolation level: the driver's own BEGIN would be a deferred one, and none before schema changes.
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": busy_timeout_s},
         hide_parameters=True,
-        **pool,
+        **pool_arguments(pool_size, busy_timeout_s),
     )
 
     @event.listens_for(engine, "connect")
