@@ -36,8 +36,8 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     )
     app.state.runtime = runtime
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
-    # `/users/{user_id:path}/adapt` must be tried before `/users/{user_id:path}`.
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    # `/users/{user_id:path}/adapt` must be tried before `/users/{user_id:path}`.
     for routes in (score, adapt, users, status):
         app.include_router(routes.router)
     install_error_handlers(app)

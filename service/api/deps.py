@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import Request
+from fastapi import Path, Request
 
 from service.api.limits import Limits
+from service.api.schemas import USER_ID_RULE
 from service.runtime import Runtime
 
 # Until there are keys, every caller on loopback is this tenant.
 TENANT: Final = "default"
+
+UserIdPath = Annotated[str, Path(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])]
 
 
 def runtime_of(request: Request) -> Runtime:

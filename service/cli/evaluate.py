@@ -51,8 +51,9 @@ def evaluate(
         check_folder("--plots", plots)
     trained, dataset = load_checkpoint(checkpoint), EmbeddedDataset.open(data)
     split = split_or_only(dataset, split)
+    same_data = trained.training.get("data") == dataset.manifest.source.name
     taught = trained.training.get("split", split)
-    if trained.training.get("data") == dataset.manifest.source.name and taught != split:
+    if same_data and taught != split:
         typer.secho(
             f"warning: the checkpoint was trained on split {taught} of this data: users that are unseen in {split} may "
             "have taught it",
@@ -62,7 +63,7 @@ def evaluate(
     tuned = None
     if baseline:
         seed = int(trained.training.get("seed", 0))
-        at_home = (trained.training.get("data"), trained.training.get("split")) == (dataset.manifest.source.name, split)
+        at_home = same_data and taught == split and "new_texts" in trained.training
         new_texts = bool(trained.training["new_texts"]) if at_home else is_cold(dataset, split)
         kept = checkpoint / "fit"  # what `train` tuned on the same data, if it is still there
         with progress("tuning Bradley-Terry", BASELINE_STEPS) as on_step:

@@ -3,8 +3,8 @@
     {"user_id": "ann", "prompt": "How do I ...?", "chosen": "...", "rejected": "..."}
 
 `user_id` is text or a whole number (7 and "7" are one user). `prompt` is text or a list of {"role", "content"} messages
-that ends with the user's. Optional: `conversation_id` (text
-or number, the user's own), `split` (seen | unseen), `part` (train | support | query), `strength` (above 0).
+that ends with the user's. Optional: `conversation_id` (text or number, the user's own), `split` (seen | unseen), `part`
+(train | support | query), `strength` (above 0).
 
 Splits are obeyed where rows give them, for all rows of a user or for none. The others are made by seed: half of the
 users become unseen, and an unseen user's support and query pairs never share a conversation (a prompt, where rows have

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
-from service.api.deps import TENANT, limits_of, runtime_of
+from service.api.deps import TENANT, UserIdPath, limits_of, runtime_of
 from service.api.errors import documented
 from service.api.json_route import JsonRoute, json_response
 from service.api.messages import to_messages
-from service.api.schemas import USER_ID_RULE, AdaptRequest, AdaptResponse
+from service.api.schemas import AdaptRequest, AdaptResponse
 from service.operations.adapt import PreferencePair
 
 router = APIRouter(tags=["users"], route_class=JsonRoute)
@@ -24,7 +24,7 @@ router = APIRouter(tags=["users"], route_class=JsonRoute)
 )
 async def adapt(
     request: Request,
-    user_id: Annotated[str, Path(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])],
+    user_id: UserIdPath,
     body: AdaptRequest,
     idempotency_key: Annotated[
         str | None,

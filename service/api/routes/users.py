@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from service.api.deps import TENANT, runtime_of
+from service.api.deps import TENANT, UserIdPath, runtime_of
 from service.api.errors import documented
 from service.api.json_route import JsonRoute, json_response
 from service.api.limits import check_user_id
-from service.api.schemas import USER_ID_RULE, UserOut, UserPage
+from service.api.schemas import UserOut, UserPage
 from service.operations.users import StoredUser
 
 router = APIRouter(tags=["users"], route_class=JsonRoute)
-
-UserIdPath = Annotated[str, Path(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])]
 
 
 @router.get("/users", response_model=UserPage, responses=documented(421, 422, 500, 503), summary="List users")
