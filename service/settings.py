@@ -26,10 +26,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", frozen=True, extra="ignore")
 
-    # Where it listens
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback only, because there are no keys yet.")
+    # Where it listens, and to whom
+    host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs API keys.")
     port: Port = Field(8000, description="Port of the REST API; 0 picks a free one.")
     metrics_port: Port | None = Field(9464, description="Port of /metrics on the same address; empty turns it off.")
+    auth: Literal["auto", "required", "off"] = Field(
+        "auto", description="API keys. auto: required unless HOST is loopback. off: only on loopback."
+    )
+    allowed_hosts: str = Field(
+        "", description="Host names that requests may name, by comma; empty: loopback's without keys, any with keys."
+    )
+    auth_cache_s: Seconds = Field(60.0, description="How long a verified key is trusted; also a revoked one at most.")
+    auth_stale_s: Seconds = Field(
+        3600.0, description="How long a verified key is trusted while the database does not answer."
+    )
 
     # What it serves
     checkpoint: Path = Field(DEMO_CHECKPOINT, description="Checkpoint directory.")
@@ -41,6 +51,18 @@ class Settings(BaseSettings):
     max_tokens: Count | None = Field(None, description="Longest text in tokens; empty: 4096 or the model's own limit.")
     max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")
     max_queue_tokens: Count = Field(524_288, description="Tokens that may wait; beyond it requests get 503.")
+    max_queue_wait_s: Seconds = Field(
+        10.0, description="Longest wait for the engine, as estimated on arrival; beyond it requests get 503."
+    )
+
+    # The worker as a process of its own
+    engine_url: str = Field("", description="URLs of workers, by comma; empty: the worker runs in this process.")
+    engine_api_key: SecretStr = Field(
+        SecretStr(""), description="Bearer key between the REST layer and its workers; 32 characters at least."
+    )
+    engine_timeout_s: Seconds = Field(30.0, description="Longest wait for a worker's answer.")
+    worker_port: Port = Field(8100, description="Port of `metareward worker`; 0 picks a free one.")
+    worker_metrics_port: Port | None = Field(9465, description="Port of its /metrics; empty turns it off.")
 
     # Where it keeps users
     data_dir: Path = Field(Path(".metareward"), description="Folder of the embedded database and the generated secret.")
@@ -55,6 +77,12 @@ class Settings(BaseSettings):
     )
 
     # What it remembers
+    redis_url: SecretStr = Field(
+        SecretStr(""), description="redis://:password@host:6379/0, Redis 6.2 or newer; empty: none. Needs SECRET_KEY."
+    )
+    redis_timeout_s: Seconds = Field(0.1, description="Longest wait for Redis; then the database answers.")
+    redis_user_ttl_s: Seconds = Field(30.0, description="Age at which a user's state in Redis is read again.")
+    tombstone_ttl_s: Seconds = Field(86_400.0, description="How long Redis remembers that a user was erased.")
     cache_scope: Literal["tenant", "shared"] = Field("tenant", description="Who shares cached base rewards.")
     base_reward_cache_entries: Count = Field(200_000, description="Texts whose base rewards stay in memory.")
     base_reward_cache_ttl_s: Seconds = Field(86_400.0, description="Age at which they expire.")
@@ -69,8 +97,24 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(33_554_432, description="Bytes of one request.")
     idempotency_ttl_s: Seconds = Field(86_400.0, description="How long an Idempotency-Key is remembered.")
     request_timeout_s: Seconds = Field(60.0, description="Longest time a request may take; then 503.")
+    max_in_flight: Count = Field(1024, description="Requests worked on at once; beyond it they get 503.")
 
+    # How it ends
+    drain_delay_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="After SIGTERM: seconds of serving on while /ready says no, for load balancers to notice."
+    )
+    drain_timeout_s: Seconds = Field(30.0, description="Then: longest wait for requests in flight.")
+
+    # What it tells
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else json.")
+    access_log: Literal["all", "errors", "off"] = Field(
+        "errors", description="Which requests get a log line; errors: refused, failed and slower than a second."
+    )
+    otlp_endpoint: str = Field(
+        "", description="Where traces go (OTLP over HTTP): http://host:4318/v1/traces; empty: no traces."
+    )
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(1.0, description="Part of the requests traced.")
 
     @field_validator("backbone", "device", mode="after")
     @classmethod
@@ -82,17 +126,26 @@ class Settings(BaseSettings):
     def _address_without_brackets(cls, value: str) -> str:
         return value.strip().removeprefix("[").removesuffix("]")
 
-    @field_validator("metrics_port", "max_tokens", "auto_migrate", mode="before")
+    @field_validator("metrics_port", "worker_metrics_port", "max_tokens", "auto_migrate", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
 
     @model_validator(mode="after")
-    def _only_loopback(self) -> Settings:
-        if not is_loopback(self.host):
+    def _keys_where_others_reach(self) -> Settings:
+        if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(
-                f"host: {self.host!r} (from --host, .env or the environment variable HOST) is refused; the API has no "
-                "keys yet, so it listens on loopback only (127.0.0.1, ::1 or localhost)"
+                f"auth: off is refused with HOST {self.host!r} (from --host, .env or the environment variable HOST): "
+                "without keys it listens on loopback only; leave AUTH empty or set HOST to 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_share_a_secret(self) -> Settings:
+        if self.redis_url.get_secret_value() and not self.secret_key.get_secret_value():
+            raise ValueError(
+                "redis_url: needs SECRET_KEY, the same on every replica, or they would not find each other's entries; "
+                "make one with `openssl rand -hex 32`"
             )
         return self
 
@@ -101,6 +154,22 @@ class Settings(BaseSettings):
         if self.max_queue_tokens < self.max_batch_tokens:
             raise ValueError("max_queue_tokens must be at least max_batch_tokens")
         return self
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether every request but those of the public routes needs an API key."""
+        return self.auth == "required" or (self.auth == "auto" and not is_loopback(self.host))
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """The workers behind this server; empty where it runs its own."""
+        return tuple(url.strip().rstrip("/") for url in self.engine_url.split(",") if url.strip())
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """Names in lower case that a request's Host may have; empty: loopback's only; None: any."""
+        names = frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+        return None if not names and self.keys_required else names
 
     @property
     def embedded_database(self) -> bool:

@@ -56,7 +56,7 @@ def verify(
     typer.echo(f"{directory}: whole; checkpoint_id {checkpoint.checkpoint_id}, K = {checkpoint.heads}")
     if engine:
         from service.backbone.load import load_backbone
-        from service.runtime import start_worker
+        from service.runtime.engine import start_worker
 
         loaded = load_backbone(backbone or checkpoint.backbone.id)
         worker, result = start_worker(checkpoint, loaded, max_batch_tokens=8192, max_queue_tokens=65_536)

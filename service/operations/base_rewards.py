@@ -82,11 +82,11 @@ class BaseRewardReader:
         # A text that was shortened for another caller is no answer for one who did not ask for that: rendering it
         # again reports its length.
         missing = [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]
-        self._metrics.base_reward_cache.labels("hit").inc(len(texts) - len(missing))
+        self._metrics.base_reward_cache.labels("memory", "hit").inc(len(texts) - len(missing))
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
-            self._metrics.base_reward_cache.labels("miss").inc(len(missing))
+            self._metrics.base_reward_cache.labels("memory", "miss").inc(len(missing))
             started = time.perf_counter()
             tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
             tokenise_s = time.perf_counter() - started

@@ -86,9 +86,9 @@ class UserStates:
         now = time.monotonic()
         entry = self._cache.get_fresh((tenant_id, user_id), now, self._revalidate_s)
         if entry is not None and _version(entry.user) >= min_version:
-            self._metrics.user_cache.labels("hit").inc()
+            self._metrics.user_cache.labels("memory", "hit").inc()
             return self._resolved(entry.user)
-        self._metrics.user_cache.labels("miss").inc()
+        self._metrics.user_cache.labels("memory", "miss").inc()
         try:
             user = await self._read(tenant_id, user_id)
             if _version(user) < min_version:

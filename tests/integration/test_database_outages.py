@@ -16,7 +16,7 @@ from service.errors import ConfigurationError, Unavailable
 from service.operations.adapt import PreferencePair
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import ScoreItem
-from service.runtime import _open_database
+from service.runtime.database import open_users_database
 from service.settings import Settings
 from service.store import Database, open_database
 from service.store.migrate import check, upgrade
@@ -124,13 +124,13 @@ def settings(tmp_path: Path, url: str, **changes: object) -> Settings:
 
 def test_a_wrong_database_name_ends_the_start(postgres: PostgresServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r'DATABASE_URL: .*database "absent" does not exist'):
-        _open_database(settings(tmp_path, postgres.url("absent")))
+        open_users_database(settings(tmp_path, postgres.url("absent")))
 
 
 def test_a_start_without_the_database_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     with caplog.at_level(logging.WARNING):
-        _open_database(settings(tmp_path, f"postgresql://someone:s3cret@127.0.0.1:{port}/x")).close()
+        open_users_database(settings(tmp_path, f"postgresql://someone:s3cret@127.0.0.1:{port}/x")).close()
     assert "starting without the database" in caplog.text
     assert f"port {port} failed" in caplog.text
     assert "s3cret" not in caplog.text
@@ -140,11 +140,11 @@ def test_a_start_without_the_database_says_why(tmp_path: Path, caplog: pytest.Lo
 def test_a_database_that_comes_back_empty_is_migrated_where_told(
     postgres: PostgresServer, tmp_path: Path, migrates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.runtime.MIGRATION_RETRY_S", 0.1)
+    monkeypatch.setattr("service.runtime.database.MIGRATION_RETRY_S", 0.1)
     server = PostgresServer()
     database: Database | None = None
     try:
-        database = _open_database(settings(tmp_path, server.url(), auto_migrate=migrates))
+        database = open_users_database(settings(tmp_path, server.url(), auto_migrate=migrates))
         operations = Operations(database)
         server.start()
         give_up_at = time.monotonic() + (20.0 if migrates else 1.0)

@@ -1,0 +1,159 @@
+"""The composition root: builds every part from settings, in the order in which they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from service import __version__
+from service.checkpoints import Checkpoint, load_checkpoint
+from service.errors import MetarewardError
+from service.observability.metrics import Metrics
+from service.operations.adapt import Adapt
+from service.operations.base_rewards import BaseRewardReader
+from service.operations.readiness import ReadinessCheck
+from service.operations.score import Score
+from service.operations.texts import TextKeys
+from service.operations.user_states import UserStates
+from service.operations.users import Users
+from service.runtime.database import open_users_database
+from service.runtime.engine import EngineParts, open_engine
+from service.runtime.secret import read_secret
+from service.settings import Settings
+from service.store.caches import BaseRewardCache, UserCache
+from service.store.database import Database
+from service.store.users import UserRepository
+
+logger = logging.getLogger(__name__)
+
+HOUSEKEEPING_INTERVAL_S = 600.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything that a front door calls, and what must be closed in the end."""
+
+    adapt: Adapt
+    score: Score
+    users: Users
+    readiness: ReadinessCheck
+    info: dict[str, Any]
+    checkpoint_id: str
+    metrics: Metrics
+    repository: UserRepository
+    database: Database
+    executor: ThreadPoolExecutor
+    engine: EngineParts
+
+    async def keep_house(self) -> None:
+        """Delete expired answers now and then, for ever; to be cancelled."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self.executor, self.repository.purge_expired)
+            except MetarewardError as error:  # a missing table too: `metareward db upgrade` may come while this runs
+                logger.warning("expired answers stay for now: %s", error)
+
+    def close(self) -> None:
+        """Finish accepted work, then release the device, the threads and the database."""
+        self.engine.close()
+        self.executor.shutdown()
+        self.readiness.close()
+        self.database.close()
+
+
+def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
+    """Build a server that is ready for traffic: database, checkpoint, backbone, worker, self-check, use cases.
+
+    Raises:
+        ConfigurationError: Settings, checkpoint and backbone do not fit, or the engine fails its self-check.
+    """
+    secret = read_secret(settings)
+    database = open_users_database(settings)
+    try:
+        checkpoint = load_checkpoint(settings.checkpoint)
+        parts = open_engine(settings, checkpoint)
+    except BaseException:
+        database.close()
+        raise
+
+    if personalises(checkpoint) is False:
+        logger.warning(
+            "checkpoint %r does not personalise: in training, a prior over users did not beat one taste for all, so "
+            "adapting hardly changes any ranking; train on more users or more pairs each",
+            checkpoint.name,
+        )
+
+    engine = parts.engine
+    executor = ThreadPoolExecutor(settings.database_pool_size, thread_name_prefix="store")
+    repository = UserRepository(database, settings.support_limit, settings.idempotency_ttl_s)
+    base_rewards = BaseRewardReader(
+        engine=engine,
+        renderer=parts.renderer,
+        keys=TextKeys(secret, parts.renderer.template_id),
+        cache=BaseRewardCache(settings.base_reward_cache_entries, settings.base_reward_cache_ttl_s),
+        cache_scope=settings.cache_scope,
+        metrics=metrics,
+    )
+    states = UserStates(
+        repository=repository,
+        executor=executor,
+        cache=UserCache(settings.user_cache_entries),
+        checkpoint=checkpoint,
+        stale_limit_s=settings.stale_limit_s,
+        metrics=metrics,
+    )
+    metrics.watch("queue_tokens", "Tokens accepted and not yet computed.", lambda: engine.queued_tokens)
+    metrics.watch("worker_healthy", "1 while the worker answers.", lambda: float(engine.healthy))
+    return Runtime(
+        adapt=Adapt(
+            base_rewards=base_rewards,
+            users=states,
+            repository=repository,
+            executor=executor,
+            checkpoint=checkpoint,
+            metrics=metrics,
+        ),
+        score=Score(base_rewards=base_rewards, users=states, metrics=metrics),
+        users=Users(repository=repository, executor=executor, states=states),
+        readiness=ReadinessCheck(engine=engine, database=database),
+        info=_info(settings, checkpoint, parts),
+        checkpoint_id=checkpoint.checkpoint_id,
+        metrics=metrics,
+        repository=repository,
+        database=database,
+        executor=executor,
+        engine=parts,
+    )
+
+
+def personalises(checkpoint: Checkpoint) -> bool | None:
+    """Whether users' weights move at all under this checkpoint, as its training found; None where it did not say."""
+    found = checkpoint.training.get("personalises")
+    return found if isinstance(found, bool) else None
+
+
+def _info(settings: Settings, checkpoint: Checkpoint, parts: EngineParts) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "checkpoint": {
+            "name": checkpoint.name,
+            "checkpoint_id": checkpoint.checkpoint_id,
+            "heads_id": checkpoint.heads_id,
+            "recipe": checkpoint.recipe,
+            "heads": checkpoint.heads,
+            "personalises": personalises(checkpoint),
+        },
+        "backbone": parts.description,
+        "limits": {
+            "max_pairs": settings.max_pairs,
+            "max_completions": settings.max_completions,
+            "max_text_bytes": settings.max_text_bytes,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_tokens": parts.renderer.max_tokens,
+            "support_limit": settings.support_limit,
+        },
+    }
