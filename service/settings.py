@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     idempotency_ttl_s: Seconds = Field(86_400.0, description="How long an Idempotency-Key is remembered.")
     request_timeout_s: Seconds = Field(60.0, description="Longest time a request may take; then 503.")
     max_in_flight: Count = Field(1024, description="Requests worked on at once; beyond it they get 503.")
+    max_in_flight_bytes: Count = Field(268_435_456, description="Bytes of their bodies; beyond it they get 503.")
 
     # How it ends
     drain_delay_s: Annotated[float, Field(ge=0)] = Field(

@@ -24,6 +24,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.warm_up()
         housekeeping = asyncio.create_task(runtime.keep_house())
         try:
             yield
@@ -45,6 +46,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     app.add_middleware(
         Gate,
         metrics=runtime.metrics,
+        lifecycle=runtime.lifecycle,
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.request_timeout_s,
     )

@@ -109,6 +109,8 @@ def install_error_handlers(app: FastAPI) -> None:
             return problem(request, 404, "no-such-path", "No such path. The API is described at /docs.")
         if error.status_code == 405:
             return problem(request, 405, "method-not-allowed", "This path exists, but not with this method.")
+        if error.status_code == 503:
+            return problem(request, 503, "overloaded", str(error.detail), retry_after_s=1)
         kind = "too-large" if error.status_code == 413 else "malformed-request"
         return problem(request, error.status_code, kind, str(error.detail))
 

@@ -13,7 +13,9 @@ from starlette.exceptions import HTTPException
 from service.api.departure import Departure
 from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
 from service.api.request_id import HEADER, assign_request_id
+from service.errors import Overloaded
 from service.observability.metrics import Metrics
+from service.operations.lifecycle import Lifecycle
 from service.settings import is_loopback
 
 Scope = MutableMapping[str, Any]
@@ -25,6 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("service.access")
 
 BODY_METHODS = {"POST", "PUT", "PATCH"}
+PROBES = {"/live", "/ready"}  # answered however much is going on
 CLIENT_LEFT = 499  # in the metrics; nobody is there to be answered
 
 
@@ -36,6 +39,15 @@ class _RefusedError(Exception):
         self.detail = detail
 
 
+class _Body:
+    """How much of a request's body has been received."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class Gate:
     """ASGI middleware around the whole application.
 
@@ -44,8 +56,11 @@ class Gate:
     (CORS preflight), which nobody answers.
     """
 
-    def __init__(self, app: App, *, metrics: Metrics, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, app: App, *, metrics: Metrics, lifecycle: Lifecycle, max_body_bytes: int, timeout_s: float
+    ) -> None:
         self._app = app
+        self._lifecycle = lifecycle
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
@@ -60,6 +75,8 @@ class Gate:
         status = 500
         answering = False
         departure = Departure(receive)
+        body = _Body()
+        taken = False
 
         async def send_and_note(event: Event) -> None:
             nonlocal status, answering
@@ -68,16 +85,29 @@ class Gate:
                 answering = True
                 status = event["status"]
                 event["headers"] = [*event["headers"], (HEADER, request_id.encode())]
+                if self._lifecycle.draining:
+                    # A client that keeps this connection would run into its end.
+                    event["headers"].append((b"connection", b"close"))
             await send(event)
 
         try:
+            if scope["path"] not in PROBES:
+                self._lifecycle.begin_request()
+                taken = True
             self._check_headers(scope)
             async with asyncio.timeout(self._timeout_s):
-                await self._app(scope, self._limited(receive, departure), send_and_note)
+                await self._app(scope, self._limited(receive, departure, body), send_and_note)
         except asyncio.CancelledError:
             if not departure.noticed:
+                # The process ends and has run out of patience with this request.
+                if not answering:
+                    detail = "This server is ending. Repeat an adapt with its Idempotency-Key."
+                    await _answer(send_and_note, _RefusedError(503, "draining", detail), request_id)
                 raise
             status = CLIENT_LEFT
+        except Overloaded as error:
+            self._metrics.refusals.labels("in_flight").inc()
+            await _answer(send_and_note, _RefusedError(503, "overloaded", str(error)), request_id)
         except _RefusedError as refusal:
             await _answer(send_and_note, refusal, request_id)
         except TimeoutError:
@@ -93,6 +123,8 @@ class Gate:
             await _answer(send_and_note, _RefusedError(500, "internal-error", detail), request_id)
         finally:
             departure.end()
+            if taken:
+                self._lifecycle.end_request(body.bytes)
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -113,16 +145,19 @@ class Gate:
             if length.isdigit() and int(length) > self._max_body_bytes:
                 raise self._too_large()
 
-    def _limited(self, receive: Receive, departure: Departure) -> Receive:
-        received = 0
-
+    def _limited(self, receive: Receive, departure: Departure, body: _Body) -> Receive:
         async def receive_limited() -> Event:
-            nonlocal received
             event = await receive()
-            received += len(event.get("body", b""))
-            if received > self._max_body_bytes:
-                # FastAPI reads the body inside its own handling of errors, and lets only this one through.
+            received = len(event.get("body", b""))
+            # FastAPI reads the body inside its own handling of errors, and lets only HTTPException through.
+            if body.bytes + received > self._max_body_bytes:
                 raise HTTPException(413, self._too_large().detail)
+            try:
+                self._lifecycle.receive(received)
+            except Overloaded as error:
+                self._metrics.refusals.labels("in_flight").inc()
+                raise HTTPException(503, str(error)) from error
+            body.bytes += received
             if event["type"] == "http.request" and not event.get("more_body", False):
                 departure.watch()
             return event

@@ -77,7 +77,14 @@ def serve(
         demo=settings.checkpoint == DEMO_CHECKPOINT,
     )
     try:
-        run_server(create_app(runtime, settings), listener, lambda: typer.echo(announcement, err=True))
+        run_server(
+            create_app(runtime, settings),
+            listener,
+            lambda: typer.echo(announcement, err=True),
+            runtime.lifecycle,
+            drain_delay_s=settings.drain_delay_s,
+            drain_timeout_s=settings.drain_timeout_s,
+        )
     finally:
         if metrics_server is not None:
             metrics_server.close()

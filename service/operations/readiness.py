@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from service.errors import MetarewardError
 from service.operations.engine import Engine
+from service.operations.lifecycle import Lifecycle
 from service.store.database import Database
 
 
@@ -27,9 +28,10 @@ class ReadinessCheck:
     leave at once.
     """
 
-    def __init__(self, *, engine: Engine, database: Database, timeout_s: float = 2.0) -> None:
+    def __init__(self, *, engine: Engine, database: Database, lifecycle: Lifecycle, timeout_s: float = 2.0) -> None:
         self._engine = engine
         self._database = database
+        self._lifecycle = lifecycle
         self._timeout_s = timeout_s
         # Of its own: where requests wait for a database that hangs, the question must not queue behind them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
@@ -50,7 +52,7 @@ class ReadinessCheck:
             degraded.append(f"database: no answer within {self._timeout_s:g} s")
         except MetarewardError as error:
             degraded.append(str(error))
-        return Readiness(self._engine.healthy, degraded)
+        return Readiness(self._engine.healthy and not self._lifecycle.draining, degraded)
 
     def close(self) -> None:
         """Let the thread go; a question that hangs ends by the database's own time limit."""

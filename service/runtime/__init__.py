@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from service import __version__
+from service.backbone.golden import GOLDEN_TEXTS
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import MetarewardError
 from service.observability.metrics import Metrics
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader
+from service.operations.lifecycle import Lifecycle
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
-from service.operations.texts import TextKeys
+from service.operations.texts import Text, TextKeys
 from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.runtime.database import open_users_database
@@ -30,6 +33,8 @@ from service.store.users import UserRepository
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 600.0
+WARM_UP_TIMEOUT_S = 10.0
+WARM_UP = ""  # a tenant and a user that nobody can be
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,10 @@ class Runtime:
     adapt: Adapt
     score: Score
     users: Users
+    states: UserStates
+    base_rewards: BaseRewardReader
     readiness: ReadinessCheck
+    lifecycle: Lifecycle
     info: dict[str, Any]
     checkpoint_id: str
     metrics: Metrics
@@ -47,6 +55,20 @@ class Runtime:
     database: Database
     executor: ThreadPoolExecutor
     engine: EngineParts
+
+    async def warm_up(self) -> None:
+        """Take the way of a request once, so that the first caller does not pay for connections and lazy set-up."""
+        messages, completion = GOLDEN_TEXTS[0]
+        began = time.perf_counter()
+        for what, step in (
+            ("a user", self.states.resolve(WARM_UP, WARM_UP)),
+            ("a text", self.base_rewards.read(WARM_UP, [Text(messages, completion, "warm-up")], truncate=True)),
+        ):
+            try:
+                await asyncio.wait_for(step, WARM_UP_TIMEOUT_S)
+            except (MetarewardError, TimeoutError) as error:  # a dependency is down; requests will say so
+                logger.warning("warm-up: %s could not be read: %s", what, error)
+        logger.info("warmed up in %.0f ms", (time.perf_counter() - began) * 1e3)
 
     async def keep_house(self) -> None:
         """Delete expired answers now and then, for ever; to be cancelled."""
@@ -106,6 +128,9 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         stale_limit_s=settings.stale_limit_s,
         metrics=metrics,
     )
+    lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
+    metrics.in_flight.set_function(lambda: lifecycle.requests)
+    metrics.watch("draining", "1 while the process ends: it answers, but wants no more.", lambda: lifecycle.draining)
     metrics.watch("queue_tokens", "Tokens accepted and not yet computed.", lambda: engine.queued_tokens)
     metrics.watch("worker_healthy", "1 while the worker answers.", lambda: float(engine.healthy))
     return Runtime(
@@ -119,7 +144,10 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         ),
         score=Score(base_rewards=base_rewards, users=states, metrics=metrics),
         users=Users(repository=repository, executor=executor, states=states),
-        readiness=ReadinessCheck(engine=engine, database=database),
+        states=states,
+        base_rewards=base_rewards,
+        readiness=ReadinessCheck(engine=engine, database=database, lifecycle=lifecycle),
+        lifecycle=lifecycle,
         info=_info(settings, checkpoint, parts),
         checkpoint_id=checkpoint.checkpoint_id,
         metrics=metrics,

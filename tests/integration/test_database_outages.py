@@ -14,6 +14,7 @@ from servers import PostgresServer, free_port
 
 from service.errors import ConfigurationError, Unavailable
 from service.operations.adapt import PreferencePair
+from service.operations.lifecycle import Lifecycle
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import ScoreItem
 from service.runtime.database import open_users_database
@@ -45,7 +46,7 @@ def hanging_server(postgres: PostgresServer):
 def test_a_hung_database_costs_known_users_one_failed_read(hanging_server: PostgresServer) -> None:
     database = open_database(hanging_server.url(), pool_size=4, statement_timeout_s=1.0)
     operations = Operations(database, revalidate_s=0.0)
-    readiness = ReadinessCheck(engine=ToyEngine(), database=database, timeout_s=0.5)
+    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.5)
 
     async def path() -> None:
         for user in USERS:
@@ -99,7 +100,7 @@ def test_questions_that_hang_share_one_thread_and_end(sqlite_url: str, monkeypat
         answer.wait(10)
 
     monkeypatch.setattr(database, "ping", ping)
-    readiness = ReadinessCheck(engine=ToyEngine(), database=database, timeout_s=0.1)
+    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.1)
 
     async def path() -> None:
         started = time.monotonic()

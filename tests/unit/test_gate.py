@@ -14,6 +14,7 @@ from service.api.errors import install_error_handlers
 from service.api.gate import Gate
 from service.errors import ConfigurationError
 from service.observability.metrics import Metrics
+from service.operations.lifecycle import Lifecycle
 
 SCOPE = {
     "type": "http",
@@ -49,7 +50,7 @@ def test_the_work_of_a_client_that_left_is_cancelled() -> None:
         async def send(event: Any) -> None:
             sent.append(event)
 
-        gate = Gate(works_long, metrics=metrics, max_body_bytes=100, timeout_s=20)
+        gate = Gate(works_long, metrics=metrics, lifecycle=Lifecycle(10, 10_000), max_body_bytes=100, timeout_s=20)
         request = asyncio.create_task(gate(dict(SCOPE), receive, send))
         await asyncio.sleep(0.2)
         assert not request.done()
@@ -70,7 +71,7 @@ def test_a_server_that_is_told_to_stop_is_not_taken_for_a_client_that_left() -> 
         async def works_long(scope: Any, receive: Any, send: Any) -> None:
             await asyncio.sleep(30)
 
-        gate = Gate(works_long, metrics=Metrics(), max_body_bytes=100, timeout_s=20)
+        gate = Gate(works_long, metrics=Metrics(), lifecycle=Lifecycle(10, 10_000), max_body_bytes=100, timeout_s=20)
         request = asyncio.create_task(gate(dict(SCOPE), receive, lambda event: asyncio.sleep(0)))
         await asyncio.sleep(0.01)
         request.cancel()
@@ -91,7 +92,7 @@ def test_a_fault_of_ours_is_a_problem_whose_request_id_is_in_the_log(
         raise fault
 
     install_error_handlers(app)
-    app.add_middleware(Gate, metrics=Metrics(), max_body_bytes=100, timeout_s=20)
+    app.add_middleware(Gate, metrics=Metrics(), lifecycle=Lifecycle(10, 10_000), max_body_bytes=100, timeout_s=20)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app)
