@@ -4,8 +4,11 @@
     ├── InvalidInput           the caller's data is wrong: every bad field, and how to mend it
     ├── NotFound               the named thing does not exist
     ├── Conflict               the request contradicts what is stored
+    ├── Unauthenticated        no valid API key came with the request
+    ├── Forbidden              the key's role does not reach this far
     ├── TemporaryError         nothing is wrong with the request: try again after `retry_after_s`
     │   ├── Overloaded         a queue is full
+    │   ├── QuotaExceeded      the tenant has used up what it may
     │   └── Unavailable        a dependency does not answer
     ├── ConfigurationError     a setting, or two that do not fit each other
     │   ├── CheckpointError    a checkpoint that cannot be read or does not fit
@@ -71,6 +74,14 @@ class Conflict(MetarewardError):
         return self.message
 
 
+class Unauthenticated(MetarewardError):
+    """No valid API key came with the request."""
+
+
+class Forbidden(MetarewardError):
+    """The caller is known, and the role of the key does not reach this far."""
+
+
 class TemporaryError(MetarewardError):
     """Nothing is wrong with the request; the same request may succeed after `retry_after_s` seconds."""
 
@@ -85,6 +96,15 @@ class TemporaryError(MetarewardError):
 
 class Overloaded(TemporaryError):
     """A bounded queue is full; refused before any work was done."""
+
+
+class QuotaExceeded(TemporaryError):
+    """The tenant has used up a quota of its own; `quota` names it: requests, tokens, users."""
+
+    def __init__(self, quota: str, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.args = (quota, message, retry_after_s)  # what pickle calls the constructor with
+        self.quota = quota
 
 
 class Unavailable(TemporaryError):

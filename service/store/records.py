@@ -45,6 +45,55 @@ class StoredUser:
     updated_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What a tenant may use; None is no limit.
+
+    Attributes:
+        requests_per_minute: Requests, refused ones included.
+        tokens_per_minute: Tokens that the engine computes; what is cached costs nothing.
+        max_users: Users that have adapted.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_users: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as stored."""
+
+    tenant_id: str
+    quotas: Quotas
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key as stored, without what would let anybody use it.
+
+    Attributes:
+        key_id: Its public name, in logs and lists.
+        tenant_id: Whose key.
+        role: score, adapt or admin.
+        name: What its owner calls it; may be empty.
+        created_at: Aware, UTC, as all times here.
+        expires_at: From when on it is refused; None: never.
+        revoked_at: When it was revoked; None: it was not.
+        quotas: Of its tenant.
+    """
+
+    key_id: str
+    tenant_id: str
+    role: str
+    name: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    quotas: Quotas
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NewPair:
     """One preference to store.

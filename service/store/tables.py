@@ -1,6 +1,6 @@
 """The tables. `migrations/` builds them; `metareward db check` compares the two.
 
-The incarnation is the key that everything hangs on: one sequence for the whole database gives every life
+The incarnation is the key that everything of a user hangs on: one sequence for the whole database gives every life
 of every user a number of its own, so rows of an erased user can never become rows of the next one of that name.
 
 Vectors are little-endian float64 bytes. Names that are compared or paged (`user_id`, `pair_id`) use the byte
@@ -125,3 +125,32 @@ class IdempotencyRow(Base):
     body_hash: Mapped[bytes] = mapped_column(LargeBinary)
     answer: Mapped[bytes] = mapped_column(LargeBinary)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class TenantRow(Base):
+    """One tenant and its quotas; NULL is no limit. A tenant without a row has none either."""
+
+    __tablename__ = "tenants"
+
+    tenant_id: Mapped[str] = mapped_column(NameType, primary_key=True)
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    max_users: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKeyRow(Base):
+    """One API key: its public id, and the SHA-256 of the key. The key itself is nowhere."""
+
+    __tablename__ = "api_keys"
+
+    key_id: Mapped[str] = mapped_column(NameType, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(NameType, ForeignKey("tenants.tenant_id"), index=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    role: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (CheckConstraint("role IN ('score', 'adapt', 'admin')", name="role_known"),)

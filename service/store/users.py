@@ -22,6 +22,7 @@ from service.store.idempotency import keep_answer, kept_answer, purge_expired
 from service.store.records import AdaptOutcome, Idempotency, NewPair, Solution, StoredPair, StoredUser
 from service.store.support import count_pairs, forget_pairs, store_pairs, support_set
 from service.store.tables import UserRow
+from service.store.tenants import check_max_users
 from service.store.vectors import from_bytes, to_bytes
 
 Mode = Literal["append", "replace"]
@@ -120,6 +121,7 @@ class UserRepository:
             InvalidInput: Ids that stand for other pairs (``pairs[i].id``), or an idempotency key used with
                 another body (``Idempotency-Key``).
             EngineError: A difference, or what `solve` returned, is not finite. Nothing is stored.
+            QuotaExceeded: The user would be new, and the tenant may have no more.
             Unavailable: The database does not answer, or cannot take the write now.
         """
         for pair in pairs:
@@ -195,7 +197,7 @@ class UserRepository:
         checkpoint_id: str,
         now: datetime,
     ) -> Row[Any]:
-        """The user's row, made if missing, locked until the transaction ends."""
+        """The user's row, made if missing and allowed, locked until the transaction ends."""
         name = {"tenant_id": tenant_id, "user_id": user_id}
         blank = {
             **name,
@@ -209,9 +211,11 @@ class UserRepository:
             "updated_at": now,
         }
         for _ in range(_LOCK_ATTEMPTS):
-            connection.execute(_MAKE[connection.dialect.name], blank)
+            made = connection.execute(_MAKE[connection.dialect.name], blank).rowcount
             row = connection.execute(_LOCKED, name).one_or_none()
             if row is not None:
+                if made:
+                    check_max_users(connection, tenant_id)
                 return row
         raise Unavailable("database: the user is being erased again and again", RETRY_AFTER_S)
 
