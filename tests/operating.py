@@ -49,6 +49,11 @@ class ToyEngine:
     failure: Exception | None = None
     healthy: bool = True
     queued_tokens: int = 0
+    shared: bool = False
+
+    def check_room(self, tokens: int) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[np.ndarray]]:
         if self.failure is not None:

@@ -23,6 +23,22 @@ class Engine(Protocol):
         """Tokens that were accepted and not yet answered."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether other replicas depend on it too: where it is down this process is degraded, not unready."""
+        ...
+
+    def check_room(self, tokens: int) -> None:
+        """Refuse early what `submit` would refuse now, before a text is rendered.
+
+        Args:
+            tokens: What is to come, or a lower bound of it: a text has one token at least.
+
+        Raises:
+            Overloaded, Unavailable: As `submit` does.
+        """
+        ...
+
     def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[npt.NDArray[np.float64]]]:
         """Accept all texts (token ids) or none; each future ends in base rewards [K] or an error of its own.
 

@@ -24,8 +24,8 @@ class Readiness:
 class ReadinessCheck:
     """The use case behind `/ready`. Lives on one event loop.
 
-    Only what is this process's own makes it unready. If a database that all replicas share did, all of them would
-    leave at once.
+    Only what is this process's own makes it unready. If a database or an engine that all replicas share did, all of
+    them would leave at once.
     """
 
     def __init__(self, *, engine: Engine, database: Database, lifecycle: Lifecycle, timeout_s: float = 2.0) -> None:
@@ -52,7 +52,10 @@ class ReadinessCheck:
             degraded.append(f"database: no answer within {self._timeout_s:g} s")
         except MetarewardError as error:
             degraded.append(str(error))
-        return Readiness(self._engine.healthy and not self._lifecycle.draining, degraded)
+        healthy = self._engine.healthy
+        if self._engine.shared and not healthy:
+            degraded.append("engine: no worker answers; texts that are not cached get 503")
+        return Readiness((healthy or self._engine.shared) and not self._lifecycle.draining, degraded)
 
     def close(self) -> None:
         """Let the thread go; a question that hangs ends by the database's own time limit."""

@@ -46,10 +46,12 @@ class WorkItem:
     Attributes:
         token_ids: The text as the backbone reads it.
         answer: Ends in base rewards [K] float64, or in an error; exactly once.
+        submitted_at: When it came, on the monotonic clock.
     """
 
     token_ids: Sequence[int]
     answer: Future[BaseRewards]
+    submitted_at: float
 
     @property
     def tokens(self) -> int:

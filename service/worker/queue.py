@@ -51,9 +51,7 @@ class TokenQueue(Generic[Item]):
         """
         tokens = sum(item.tokens for item in items)
         if self._items and self._tokens + tokens > self._max_queue_tokens:
-            raise Overloaded(
-                f"{self._tokens} tokens wait already and at most {self._max_queue_tokens} may", retry_after_s
-            )
+            raise Overloaded("the engine has as much work as it may take on; try again later", retry_after_s)
         self._items.extend(items)
         self._tokens += tokens
 

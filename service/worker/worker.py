@@ -7,6 +7,7 @@ raises, the thread lives on; and where it does die, everything that waits is tol
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import numpy as np
 
 from service.backbone.protocol import Backbone
 from service.errors import ConfigurationError, EngineError, MetarewardError, Overloaded, Unavailable
+from service.observability.metrics import WorkerMetrics
+from service.worker.admission import Admission, Speed
 from service.worker.messages import BaseRewardHeads, BaseRewards, WorkerStats, WorkItem
 from service.worker.queue import TokenQueue
 
@@ -25,14 +28,23 @@ _log = logging.getLogger(__name__)
 
 # While the device fails, a text that it once answered is tried this often, so that `healthy` can come back.
 _PROBE_INTERVAL_S: Final = 5.0
-_LONGEST_RETRY_AFTER_S: Final = 60.0
 
 
 class Worker:
     """Owns a backbone and a checkpoint's heads. Any number of threads may submit."""
 
+    shared = False
+    """No other process depends on it; see `service.operations.engine.Engine`."""
+
     def __init__(
-        self, backbone: Backbone, heads: BaseRewardHeads, *, max_batch_tokens: int, max_queue_tokens: int
+        self,
+        backbone: Backbone,
+        heads: BaseRewardHeads,
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        max_queue_wait_s: float = math.inf,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -41,6 +53,9 @@ class Worker:
             heads: What turns its hidden states into base rewards.
             max_batch_tokens: The most tokens in one batch; a longer text goes alone.
             max_queue_tokens: The most tokens that may wait for the device.
+            max_queue_wait_s: The longest wait, as estimated from the device's recent speed; beyond it nothing is
+                accepted.
+            metrics: Where to count; None for nowhere.
 
         Raises:
             ConfigurationError: Heads and backbone do not fit each other, or a limit is not positive.
@@ -57,10 +72,14 @@ class Worker:
         self._heads = heads
         self._max_batch_tokens = max_batch_tokens
         self._queue: TokenQueue[WorkItem] = TokenQueue(max_queue_tokens)
+        self._admission = Admission(max_queue_tokens, max_queue_wait_s)
+        self._speed = Speed()
+        self._metrics = metrics
         self._in_flight: list[WorkItem] = []
         self._changed = threading.Condition()  # guards all of what follows, the queue and _in_flight
         self._accepting = True
         self._device_fails = False
+        self._somebody_left = False
         self._known_good: Sequence[int] | None = None
         self._stats = WorkerStats()
         self._thread = threading.Thread(target=self._run, name="metareward-worker", daemon=True)
@@ -105,17 +124,26 @@ class Worker:
         for index, token_ids in enumerate(texts):
             if not 0 < len(token_ids) <= longest:
                 raise ValueError(f"text {index} has {len(token_ids)} tokens; the backbone reads 1 to {longest}")
-        items = [WorkItem(token_ids, Future()) for token_ids in texts]
+        tokens = sum(map(len, texts))
+        self.check_room(tokens)  # before anything is made for it: refusing must stay cheap under overload
+        now = time.monotonic()
+        items = [WorkItem(token_ids, Future(), now) for token_ids in texts]
         with self._changed:
-            if not self._accepting:
-                raise Unavailable("the worker is stopping")
-            try:
-                self._queue.admit(items)
-            except Overloaded:
-                self._drop(self._queue.discard(_has_left))
-                self._queue.admit(items, self._seconds_to_empty())
+            self._require_room(tokens)
+            self._queue.admit(items)
             self._changed.notify()
+        for item in items:
+            item.answer.add_done_callback(self._note_departure)
         return [item.answer for item in items]
+
+    def check_room(self, tokens: int) -> None:
+        """Refuse early what `submit` would refuse now; `tokens` may be a lower bound of what is to come.
+
+        Raises:
+            Overloaded, Unavailable: As `submit` does.
+        """
+        with self._changed:
+            self._require_room(tokens)
 
     def base_rewards(self, texts: Sequence[Sequence[int]], timeout_s: float | None = None) -> BaseRewards:
         """Submit and wait: [N, K]. For self-checks and scripts; raises the first text's error, or TimeoutError."""
@@ -148,6 +176,31 @@ class Worker:
             late, on_device = self._queue.clear(), self._in_flight
         self._refuse(late, on_device)
         return not self._thread.is_alive()
+
+    def _require_room(self, tokens: int) -> None:
+        if not self._accepting:
+            raise Unavailable("the worker is stopping")
+        refusal = self._refusal(tokens)
+        if refusal is not None and self._somebody_left:
+            # Looking through the whole queue is worth it only where it can find something.
+            self._somebody_left = False
+            self._drop(self._queue.discard(_has_left))
+            refusal = self._refusal(tokens)
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(self, tokens: int) -> Overloaded | None:
+        waiting = self._queue.tokens
+        if not waiting:
+            return None
+        on_device = sum(item.tokens for item in self._in_flight)
+        return self._admission.refusal(
+            tokens, waiting=waiting, ahead=waiting + on_device, speed=self._speed.tokens_per_s
+        )
+
+    def _note_departure(self, answer: Future[BaseRewards]) -> None:
+        if answer.cancelled():
+            self._somebody_left = True
 
     def _run(self) -> None:
         try:
@@ -186,6 +239,8 @@ class Worker:
 
     def _drop(self, count: int) -> None:
         self._stats = replace(self._stats, dropped_items=self._stats.dropped_items + count)
+        if self._metrics is not None and count:
+            self._metrics.worker_texts.labels("dropped").inc(count)
 
     def _answer(self, batch: list[WorkItem]) -> None:
         started = time.perf_counter()
@@ -207,6 +262,9 @@ class Worker:
                 failed_items=before.failed_items + len(batch) - len(good),
                 busy_s=before.busy_s + seconds,
             )
+            self._speed.note(sum(item.tokens for item in batch), seconds)
+        if self._metrics is not None:
+            _record(self._metrics, batch, len(good), seconds)
         for item, answer in zip(batch, answers, strict=True):
             _settle(item, answer)
 
@@ -241,18 +299,24 @@ class Worker:
         with self._changed:
             self._device_fails = not answers
 
-    def _seconds_to_empty(self) -> float:
-        """When a full queue will have been worked off, by the speed so far."""
-        if self._stats.busy_s <= 0:
-            return 1.0
-        return min(_LONGEST_RETRY_AFTER_S, max(1.0, self._queue.tokens * self._stats.busy_s / self._stats.tokens))
-
     @staticmethod
     def _refuse(waiting: Sequence[WorkItem], on_device: Sequence[WorkItem] = ()) -> None:
         # A caller that left and waits for its own cancelled future hears of it in set_running_or_notify_cancel.
         refused = [item for item in waiting if item.answer.set_running_or_notify_cancel()]
         for item in [*refused, *on_device]:
             _settle(item, Unavailable("the worker stopped before it could answer this text"))
+
+
+def _record(metrics: WorkerMetrics, batch: Sequence[WorkItem], answered: int, seconds: float) -> None:
+    metrics.batch_tokens.observe(sum(item.tokens for item in batch))
+    metrics.batch_texts.observe(len(batch))
+    metrics.batch_seconds.observe(seconds)
+    metrics.worker_texts.labels("answered").inc(answered)
+    if answered < len(batch):
+        metrics.worker_texts.labels("failed").inc(len(batch) - answered)
+    began = time.monotonic() - seconds
+    for item in batch:
+        metrics.queue_seconds.observe(max(0.0, began - item.submitted_at))
 
 
 def _has_left(item: WorkItem) -> bool:
