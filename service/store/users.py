@@ -211,10 +211,10 @@ class UserRepository:
             "updated_at": now,
         }
         for _ in range(_LOCK_ATTEMPTS):
-            made = connection.execute(_MAKE[connection.dialect.name], blank).rowcount
+            connection.execute(_MAKE[connection.dialect.name], blank)
             row = connection.execute(_LOCKED, name).one_or_none()
             if row is not None:
-                if made:
+                if row.version == 0:  # made just now
                     check_max_users(connection, tenant_id)
                 return row
         raise Unavailable("database: the user is being erased again and again", RETRY_AFTER_S)

@@ -257,6 +257,7 @@ def test_a_user_without_a_factor_loses_the_earlier_one(database: Database) -> No
 
 def test_the_number_of_statements_does_not_grow_with_the_pairs(database: Database) -> None:
     users = repository(database)
+    adapt(users, [])  # making a user takes another statement
     statements: list[str] = []
     event.listen(
         database.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
