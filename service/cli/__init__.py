@@ -9,6 +9,7 @@ import typer
 from service import __version__
 from service.cli.checkpoint import app as checkpoint_app
 from service.cli.database import app as database_app
+from service.cli.doctor import doctor
 from service.cli.embed import embed
 from service.cli.evaluate import evaluate
 from service.cli.serve import serve
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(doctor)
 app.command()(simulate)
 app.command()(embed)
 app.command()(train)

@@ -1,0 +1,274 @@
+"""What `metareward doctor` looks at: every part of a deployment, each by itself, with what mends it.
+
+Nothing is changed: no table, no key, no secret is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from service.backbone.golden import golden_texts_id, golden_token_ids
+from service.backbone.load import load_renderer
+from service.checkpoints import Checkpoint, load_checkpoint
+from service.errors import ConfigurationError, MetarewardError
+from service.runtime.engine import open_engine
+from service.settings import Settings, is_loopback
+from service.store import migrate
+from service.store.database import Database, open_database
+from service.store.keys import KeyRepository
+from service.worker.selfcheck import ScoreTexts, self_check
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+
+_MIN_FILES = 4096
+_MIN_REDIS = (6, 2)
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part: What: ``database``, ``redis`` ...
+        status: `warning` serves, but not as an operator would want; `failed` does not serve.
+        detail: What was found.
+        fix: What to do; empty where all is well.
+    """
+
+    part: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+def diagnose(settings: Settings, *, load_engine: bool) -> Iterator[Finding]:
+    """Look at one part after the other, in the order in which a server needs them.
+
+    Args:
+        settings: As the server would read them.
+        load_engine: Also load the backbone and run the self-check (minutes for a large one); only without
+            ENGINE_URL.
+    """
+    yield from _listening(settings)
+    yield _files()
+    yield _secret(settings)
+    yield from _database(settings)
+    yield _redis(settings)
+    checkpoint = None
+    try:
+        checkpoint = load_checkpoint(settings.checkpoint)
+        detail = f"{checkpoint.name} ({checkpoint.checkpoint_id}), K = {checkpoint.heads}, {checkpoint.backbone.id}"
+        yield Finding("checkpoint", "ok", detail)
+    except ConfigurationError as error:
+        yield Finding("checkpoint", "failed", str(error), "set CHECKPOINT to the folder that `metareward train` wrote")
+    if checkpoint is None:
+        yield Finding("engine", "skipped", "needs a checkpoint")
+    elif settings.engine_urls:
+        for url in settings.engine_urls:
+            yield _worker(settings, checkpoint, url)
+    else:
+        yield _backbone(settings, checkpoint, load_engine)
+
+
+def _listening(settings: Settings) -> Iterator[Finding]:
+    keys = "API keys required" if settings.keys_required else "no API keys: only this machine can call"
+    for name, port in (("PORT", settings.port), ("METRICS_PORT", settings.metrics_port)):
+        if port is None:
+            yield Finding(name.lower(), "warning", "off", "set METRICS_PORT, or nobody will see what this server does")
+            continue
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                fix = "stop what listens there (it may be this server), or set another port"
+                if error.errno != errno.EADDRINUSE:
+                    fix = f"set HOST to an address of this machine and {name} to a port that this account may open"
+                detail = f"{settings.host}:{port}: {error.strerror}"
+                yield Finding(name.lower(), "failed", detail, fix)
+                continue
+        yield Finding(name.lower(), "ok", f"{settings.host}:{port} is free" + (f"; {keys}" if name == "PORT" else ""))
+
+
+def _files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _MIN_FILES:
+        fix = f"raise it to {_MIN_FILES} or more: `ulimit -n`, LimitNOFILE= in a systemd unit"
+        return Finding("open files", "warning", f"at most {soft}; each connection takes one", fix)
+    return Finding("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft}")
+
+
+def _secret(settings: Settings) -> Finding:
+    configured = settings.secret_key.get_secret_value()
+    if configured:
+        if len(configured) < 32:
+            return Finding("secret", "failed", "SECRET_KEY is shorter than 32 characters", "`openssl rand -hex 32`")
+        return Finding("secret", "ok", "SECRET_KEY is set; every replica must have the same")
+    folder = settings.data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        fix = "make DATA_DIR writable, or set SECRET_KEY and DATABASE_URL"
+        return Finding("secret", "failed", f"DATA_DIR {settings.data_dir} cannot be written", fix)
+    if not settings.embedded_database:
+        fix = "set SECRET_KEY to the same value on every replica: `openssl rand -hex 32`"
+        return Finding("secret", "warning", "generated in DATA_DIR, so other replicas have another one", fix)
+    return Finding("secret", "ok", f"kept in {settings.data_dir}")
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    if settings.embedded_database and not Path(settings.data_dir / "metareward.db").exists():
+        yield Finding("database", "ok", f"SQLite in {settings.data_dir}, made at the first start")
+        if settings.keys_required:
+            yield Finding("keys", "failed", "none", _MAKE_KEY)
+        return
+    try:
+        database = open_database(
+            settings.resolved_database_url,
+            pool_size=1,
+            connect_timeout_s=settings.database_timeout_s,
+            statement_timeout_s=settings.database_timeout_s,
+        )
+    except ConfigurationError as error:
+        yield Finding("database", "failed", str(error), "set DATABASE_URL")
+        return
+    kind = "PostgreSQL" if database.is_postgresql else "SQLite"
+    try:
+        database.probe()
+        problems = migrate.check(database)
+        if problems:
+            migrates = settings.embedded_database if settings.auto_migrate is None else settings.auto_migrate
+            status: Status = "warning" if migrates else "failed"
+            yield Finding("database", status, f"{kind} answers, but {problems[0]}", "`metareward db upgrade`")
+        else:
+            yield Finding("database", "ok", f"{kind} answers; its schema is current")
+            yield _keys(settings, database)
+    except MetarewardError as error:
+        fix = "start it, or correct DATABASE_URL (host, port, name, user, password)"
+        yield Finding("database", "failed", str(error), fix)
+    finally:
+        database.close()
+
+
+_MAKE_KEY = "`metareward keys create --tenant NAME --role admin`"
+
+
+def _keys(settings: Settings, database: Database) -> Finding:
+    if not settings.keys_required:
+        return Finding("keys", "skipped", "not asked for on loopback (AUTH)")
+    usable = KeyRepository(database).count_usable()
+    if not usable:
+        return Finding("keys", "failed", "no key that could be used", _MAKE_KEY)
+    return Finding("keys", "ok", f"{usable} usable")
+
+
+def _redis(settings: Settings) -> Finding:
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        return Finding("redis", "skipped", "REDIS_URL is empty: replicas share nothing but the database")
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S) as client:
+            server = client.info("server")
+            version = str(server["redis_version"])
+            if tuple(int(part) for part in version.split(".")[:2]) < _MIN_REDIS:
+                return Finding("redis", "failed", f"version {version}", "use Redis 6.2 or newer")
+            replication = client.info("replication")
+            memory = client.info("memory")
+    except (redis.RedisError, ValueError, OSError) as error:
+        # Without the message: the client puts the URL into some.
+        fix = "start it, or correct REDIS_URL (host, port, password, database number); requests do without meanwhile"
+        return Finding("redis", "warning", f"does not answer ({type(error).__name__})", fix)
+    if replication.get("role") != "master":
+        return Finding("redis", "warning", "is a read-only replica", "point REDIS_URL at the primary")
+    if memory.get("maxmemory", 0) and memory.get("maxmemory_policy") == "noeviction":
+        fix = "`CONFIG SET maxmemory-policy allkeys-lru`: entries expire, and any may go"
+        return Finding("redis", "warning", f"version {version}; refuses writes when full (noeviction)", fix)
+    return Finding("redis", "ok", f"version {version} answers")
+
+
+def _worker(settings: Settings, checkpoint: Checkpoint, url: str) -> Finding:
+    part = f"worker {url}"
+    key = settings.engine_api_key.get_secret_value()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=settings.engine_timeout_s) as client:
+            answer = client.get("/v1/models")
+            if answer.status_code in (401, 403):
+                return Finding(part, "failed", "refuses our key", "set ENGINE_API_KEY to the worker's")
+            names = [model["id"] for model in answer.raise_for_status().json()["data"]]
+            if checkpoint.heads_id not in names:
+                detail = f"serves {', '.join(name[:16] for name in names) or 'nothing'}, not {checkpoint.heads_id[:16]}"
+                return Finding(part, "failed", detail, "start it with this server's CHECKPOINT, and BACKBONE")
+            score = _remote_score(client, checkpoint)
+            renderer = load_renderer(settings.backbone or checkpoint.backbone.id, max_tokens=settings.max_tokens)
+            golden = checkpoint.golden
+            result = self_check(
+                score,
+                golden_token_ids(renderer),
+                # A worker does not say in what it computes; a record tells a wrong model in any case.
+                dtype="float32" if golden is None else golden.dtype,
+                recorded_GK=None if golden is None else np.array(golden.base_rewards),
+                recorded_dtype="float32" if golden is None else golden.dtype,
+            )
+    except (httpx.HTTPError, KeyError, ValueError, TypeError) as error:
+        fix = "start `metareward worker` there, or correct ENGINE_URL"
+        return Finding(part, "failed", f"does not answer as a worker does ({type(error).__name__})", fix)
+    except MetarewardError as error:
+        return Finding(part, "failed", str(error), "set BACKBONE to the checkpoint's backbone")
+    if not result.passed:
+        fix = "its backbone is not the checkpoint's, or computes in another dtype: compare BACKBONE and DTYPE"
+        return Finding(part, "warning" if golden is None else "failed", f"self-check: {result}", fix)
+    return Finding(part, "ok", f"self-check passed: {result}")
+
+
+def _remote_score(client: httpx.Client, checkpoint: Checkpoint) -> ScoreTexts:
+    def score(texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        body = {"model": checkpoint.heads_id, "input": [list(text) for text in texts], "use_activation": False}
+        answer = client.post("/classify", json=body).raise_for_status().json()
+        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+        return np.array([row["probs"] for row in rows], dtype=np.float64) + checkpoint.b_K
+
+    return score
+
+
+def _backbone(settings: Settings, checkpoint: Checkpoint, load_engine: bool) -> Finding:
+    name = settings.backbone or checkpoint.backbone.id
+    if checkpoint.golden is not None and checkpoint.golden.texts_id != golden_texts_id():
+        return Finding("engine", "failed", "the checkpoint recorded other golden texts", "train it again")
+    try:
+        if load_engine:
+            parts = open_engine(settings, checkpoint)
+            parts.close()
+            return Finding("engine", "ok", f"{name} loads, fits, and scores the golden texts as recorded")
+        renderer = load_renderer(name, max_tokens=settings.max_tokens)
+    except ConfigurationError as error:
+        return Finding("engine", "failed", str(error), "set BACKBONE, DEVICE and DTYPE")
+    if renderer.template_id != checkpoint.backbone.template_id:
+        detail = f"{name} has another chat template than in training"
+        return Finding("engine", "failed", detail, "set BACKBONE to the one that it was trained on")
+    return Finding("engine", "ok", f"{name} is here (not loaded; --load runs its self-check)")
+
+
+def overall(findings: list[Finding], settings: Settings) -> str:
+    """The last line: whether this would serve."""
+    failed = [finding.part for finding in findings if finding.status == "failed"]
+    if failed:
+        return f"will not serve: {', '.join(failed)}"
+    reach = "this machine only" if is_loopback(settings.host) else "other machines"
+    warned = [finding.part for finding in findings if finding.status == "warning"]
+    return f"serves {reach}" + (f"; look at: {', '.join(warned)}" if warned else "; all is well")
