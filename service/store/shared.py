@@ -1,0 +1,103 @@
+"""What the replicas of a server share, as the use cases see it. The `redis_*` modules implement it.
+
+Every method answers in about REDIS_TIMEOUT_S at most, and none raises because the shared store is down: it then knows
+nothing, and who asked goes to the database or the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.store.caches import CachedBaseRewards
+from service.store.records import StoredUser
+
+
+class SharedBaseRewards(Protocol):
+    """Base rewards by text key, shared between replicas."""
+
+    async def get(self, keys: Sequence[bytes]) -> list[CachedBaseRewards | None]:
+        """What is known of each key, in order."""
+
+    def put(self, entries: Mapping[bytes, CachedBaseRewards]) -> None:
+        """Share entries some time soon, or not at all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedUser:
+    """A user as some replica read or committed it.
+
+    Attributes:
+        user: The row as it was in the database.
+        age_s: How long ago, by the shared store's own clock.
+        trusted: Whether that is recent enough to stand for the database.
+    """
+
+    user: StoredUser
+    age_s: float
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTombstone:
+    """This life of the user, and every earlier one, was erased: only the database knows more."""
+
+    incarnation: int
+
+
+class SharedUsers(Protocol):
+    """States of users, shared between replicas."""
+
+    async def get(self, tenant_id: str, user_id: str) -> SharedUser | SharedTombstone | None:
+        """What is known of a user; None for nothing."""
+
+    def publish_read(self, user: StoredUser) -> None:
+        """Share a row just read from the database, some time soon or not at all, unless a newer one is shared."""
+
+    def publish_committed(self, user: StoredUser) -> None:
+        """Share a row just committed. If that fails, older entries are taken out before this replica trusts any."""
+
+    async def erase(self, tenant_id: str, user_id: str, incarnation: int | None) -> None:
+        """Forget a user and refuse to learn of this life (and earlier ones) again.
+
+        If that fails it is made up for before this replica trusts the shared store again.
+
+        Args:
+            tenant_id: Whose user.
+            user_id: The user.
+            incarnation: The life that was erased; None where the database knew of none: what is shared is dropped,
+                and nothing is refused.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer of a token bucket: whether it gave, and if not, in how many seconds it could."""
+
+    allowed: bool
+    retry_after_s: float
+
+
+class SharedCounters(Protocol):
+    """Token buckets shared between replicas."""
+
+    async def take(
+        self, tenant_id: str, quota: str, amount: float, *, limit: float, window_s: float, force: bool = False
+    ) -> Taken | None:
+        """Take `amount` from the bucket of a tenant's quota.
+
+        A bucket holds `limit` at most and refills evenly, `limit` in `window_s`. An amount larger than that is given
+        by a full bucket, which then owes the rest.
+
+        Args:
+            tenant_id: Whose bucket.
+            quota: Which of theirs.
+            amount: How much; at least 0.
+            limit: What a full bucket holds, over 0.
+            window_s: Seconds in which an empty bucket fills, over 0.
+            force: Take it though the bucket is empty: for work whose amount is known only when it is done.
+
+        Returns:
+            The answer, or None where the shared store does not answer: count per process then.
+        """
