@@ -15,12 +15,19 @@ from service.api.gate import Gate
 from service.api.limits import Limits
 from service.api.openapi import DESCRIPTION, install_openapi
 from service.api.routes import adapt, score, status, users
+from service.observability.requests import RequestObserver
+from service.observability.tracing import open_tracing
 from service.runtime import Runtime
 from service.settings import Settings
 
 
 def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
-    """The application over a runtime; it closes the runtime when it shuts down."""
+    """The application over a runtime; it closes the runtime when it shuts down.
+
+    Raises:
+        ConfigurationError: Traces are asked for and cannot be sent.
+    """
+    tracing = open_tracing(settings.otlp_endpoint, settings.trace_sample_ratio, "metareward")
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -31,6 +38,8 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
         finally:
             housekeeping.cancel()
             await asyncio.to_thread(runtime.close)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="metareward", version=__version__, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
@@ -49,5 +58,6 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
         lifecycle=runtime.lifecycle,
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.request_timeout_s,
+        observer=RequestObserver(runtime.metrics, settings.access_log, tracing),
     )
     return app

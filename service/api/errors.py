@@ -92,7 +92,7 @@ def install_error_handlers(app: FastAPI) -> None:
                 kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
                 return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)
             case EngineError():
-                logger.error("engine failed, request_id=%s", request_id_of(request.scope), exc_info=error)
+                logger.error("engine failed", exc_info=error)
                 return problem(request, 500, "engine-error", str(error))
             case _:
                 raise error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
 from service.api.request_id import HEADER, assign_request_id
 from service.errors import Overloaded
 from service.observability.metrics import Metrics
+from service.observability.requests import RequestObserver
 from service.operations.lifecycle import Lifecycle
 from service.settings import is_loopback
 
@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-logger = logging.getLogger("service.access")
+logger = logging.getLogger(__name__)
 
 BODY_METHODS = {"POST", "PUT", "PATCH"}
 PROBES = {"/live", "/ready"}  # answered however much is going on
@@ -57,9 +57,17 @@ class Gate:
     """
 
     def __init__(
-        self, app: App, *, metrics: Metrics, lifecycle: Lifecycle, max_body_bytes: int, timeout_s: float
+        self,
+        app: App,
+        *,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        max_body_bytes: int,
+        timeout_s: float,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._app = app
+        self._observer = observer or RequestObserver(metrics)
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -70,8 +78,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
         request_id = assign_request_id(scope)
+        observed = self._observer.begin(scope["method"], request_id, scope["headers"])
         status = 500
         answering = False
         departure = Departure(receive)
@@ -88,6 +96,8 @@ class Gate:
                 if self._lifecycle.draining:
                     # A client that keeps this connection would run into its end.
                     event["headers"].append((b"connection", b"close"))
+            else:
+                observed.bytes_out += len(event.get("body", b""))
             await send(event)
 
         try:
@@ -116,7 +126,7 @@ class Gate:
             detail = f"Not done within {self._timeout_s:g} s. Repeat an adapt with its Idempotency-Key."
             await _answer(send_and_note, _RefusedError(503, "timeout", detail), request_id)
         except Exception:
-            logger.exception("unexpected error, request_id=%s", request_id)
+            logger.exception("unexpected error")
             if answering:
                 raise
             detail = "The server failed on this request."
@@ -125,11 +135,8 @@ class Gate:
             departure.end()
             if taken:
                 self._lifecycle.end_request(body.bytes)
-            seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(seconds)
-            logger.debug("%s %s %d %.1f ms request_id=%s", scope["method"], route, status, seconds * 1e3, request_id)
+            self._observer.end(observed, scope["method"], route, status, body.bytes)
 
     def _check_headers(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from service.cli.banner import banner
 from service.errors import ConfigurationError
+from service.observability.logging import configure_logging
 from service.settings import DEMO_CHECKPOINT, read_settings
 
 
@@ -46,10 +46,7 @@ def serve(
         database_url=database_url,
         data_dir=data_dir,
     )
-    level = settings.log_level.upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True)
-    for chatty in ("alembic", "asyncio", "httpx", "uvicorn"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    configure_logging(settings.log_level, settings.log_format)
 
     from service.observability.metrics import Metrics
     from service.observability.metrics_server import MetricsServer

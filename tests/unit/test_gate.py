@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from service.api.errors import install_error_handlers
 from service.api.gate import Gate
 from service.errors import ConfigurationError
+from service.observability.logging import JsonFormatter
 from service.observability.metrics import Metrics
 from service.operations.lifecycle import Lifecycle
 
@@ -99,10 +101,11 @@ def test_a_fault_of_ours_is_a_problem_whose_request_id_is_in_the_log(
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/fails", headers={"x-request-id": "mine"})
 
+    caplog.handler.setFormatter(JsonFormatter())
     with caplog.at_level(logging.ERROR):
         response = asyncio.run(ask())
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"] == response.json()["request_id"] == "mine"
     assert "ours" not in response.text
-    assert [record.getMessage() for record in caplog.records if "request_id=mine" in record.getMessage()]
+    assert {"level": "error", "request_id": "mine"}.items() <= json.loads(caplog.text.splitlines()[0]).items()
