@@ -8,7 +8,8 @@ TORCH_INDEX_URL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint types imports migrations gates format bench docs demo-checkpoint clean
+.PHONY: help install serve test lint types imports migrations gates format bench docs demo-checkpoint \
+	check-deploy rehearse-docker clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +54,13 @@ migrations: $(VENV)/.dev  ## Run every migration up, down and up, and compare th
 	$(BIN)/python -m pytest -q tests/integration/test_store_migrations.py
 
 gates: lint types imports migrations  ## Everything that must hold besides the tests
+
+check-deploy: $(VENV)/.dev  ## Check deploy/ and docker/ with Prometheus' own tools, Kubernetes' schemas and hadolint
+	sh deploy/prometheus/unpack.sh $(VENV)/prometheus
+	$(BIN)/python -m pytest -q tests/deploy --ignore tests/deploy/test_dashboard.py
+
+rehearse-docker: $(VENV)/.dev  ## Do what the Dockerfile does without Docker: install, start, ask /ready, stop (minutes)
+	sh docker/rehearse.sh
 
 format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix -q . || true
