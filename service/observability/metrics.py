@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+from service.observability.stages import STAGES, Stage
 
 # A `_created` series beside each counter doubles the page and tells nothing that is asked for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -17,48 +22,99 @@ TEXT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LOSS_BUCKETS = (-0.1, 0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
 
 
+# Loops that lag by more than a few milliseconds make every request of the process wait as long.
+LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+# The values of a label that are known before the first event, or None where they are not: series of known labels are
+# there, at 0, from the first scrape on, so that a first event is a rate.
+Labels: TypeAlias = Mapping[str, Sequence[str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What docs/metrics.md says of one metric. `name` is that of the page, `_total` of a counter included."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: Labels
+    documentation: str
+
+
 class _Family:
     """Makes metrics in one registry."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.descriptions: list[Description] = []
+        self._gauges: dict[str, Gauge] = {}
+        if registry is None:
+            ProcessCollector(registry=self.registry)
 
-    def _counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(f"metareward_{name}", documentation, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str, labels: Labels | None = None) -> Counter:
+        metric = Counter(f"metareward_{name}", documentation, tuple(labels or ()), registry=self.registry)
+        self._describe(f"{name}_total", "counter", documentation, labels, metric)
+        return metric
 
-    def _gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
-        return Gauge(f"metareward_{name}", documentation, labels, registry=self.registry)
+    def _gauge(self, name: str, documentation: str, labels: Labels | None = None) -> Gauge:
+        metric = Gauge(f"metareward_{name}", documentation, tuple(labels or ()), registry=self.registry)
+        self._describe(name, "gauge", documentation, labels, metric)
+        self._gauges[name] = metric
+        return metric
 
     def _histogram(
-        self, name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_BUCKETS_S
+        self,
+        name: str,
+        documentation: str,
+        labels: Labels | None = None,
+        buckets: Sequence[float] = LATENCY_BUCKETS_S,
     ) -> Histogram:
-        return Histogram(f"metareward_{name}", documentation, labels, buckets=buckets, registry=self.registry)
+        metric = Histogram(
+            f"metareward_{name}", documentation, tuple(labels or ()), buckets=buckets, registry=self.registry
+        )
+        self._describe(name, "histogram", documentation, labels, metric)
+        return metric
+
+    def _describe(
+        self,
+        name: str,
+        kind: Literal["counter", "gauge", "histogram"],
+        documentation: str,
+        labels: Labels | None,
+        metric: Counter | Gauge | Histogram,
+    ) -> None:
+        self.descriptions.append(Description(f"metareward_{name}", kind, labels or {}, documentation))
+        values = [values for values in (labels or {}).values() if values is not None]
+        if values and len(values) == len(labels or {}):
+            for combination in itertools.product(*values):
+                metric.labels(*combination)
 
     def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """A gauge whose value is read when Prometheus asks."""
-        Gauge(f"metareward_{name}", documentation, registry=self.registry).set_function(read)
+        gauge = self._gauges[name] if name in self._gauges else self._gauge(name, documentation)
+        gauge.set_function(read)
 
 
 class WorkerMetrics(_Family):
     """What the one thread that owns the device does; of `metareward worker`, and of a server that runs its own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        super().__init__()
-        if registry is not None:
-            self.registry = registry
-        else:
-            ProcessCollector(registry=self.registry)
+        super().__init__(registry)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in one forward pass.", buckets=TOKEN_BUCKETS)
         self.batch_texts = self._histogram("batch_texts", "Texts in one forward pass.", buckets=TEXT_BUCKETS)
         self.batch_seconds = self._histogram("batch_seconds", "Seconds of one forward pass, heads included.")
         self.queue_seconds = self._histogram("queue_seconds", "Seconds that a text waited for the device.")
         self.worker_texts = self._counter(
-            "worker_texts", "Texts that left the worker, by result: answered, failed, dropped.", ["result"]
+            "worker_texts",
+            "Texts that left the worker: answered; failed on the device; dropped because their caller had left.",
+            {"result": ("answered", "failed", "dropped")},
         )
+        self.queue_tokens = self._gauge("queue_tokens", "Tokens accepted by the engine and not yet answered.")
+        self.worker_healthy = self._gauge("worker_healthy", "1 while the engine answers.")
         self.self_check_difference = self._gauge(
             "selfcheck_difference",
-            "Golden texts at the last self-check, in units of a base reward's spread; against: batched, recorded.",
-            ["against"],
+            "How far golden texts were off at the last self-check, in units of a base reward's spread: a batch "
+            "against one by one, and against what the checkpoint recorded.",
+            {"against": ("batched", "recorded")},
         )
 
 
@@ -67,30 +123,39 @@ class Metrics(_Family):
 
     def __init__(self) -> None:
         super().__init__()
-        ProcessCollector(registry=self.registry)
         self.worker = WorkerMetrics(self.registry)
         # Requests
-        self.requests = self._counter("requests", "Requests answered.", ["route", "status"])
+        self.requests = self._counter(
+            "requests",
+            "Requests answered, by route template and status; 499: the client had left.",
+            {"route": None, "status": None},
+        )
         self.request_seconds = self._histogram(
-            "request_seconds", "Seconds from a request's first byte to its answer.", ["route"]
+            "request_seconds", "Seconds from a request's headers to the end of its answer.", {"route": None}
         )
         self.in_flight = self._gauge("in_flight_requests", "Requests being worked on.")
         self.refusals = self._counter(
-            "refusals", "Requests refused before any work, by reason: queue, in_flight, draining.", ["reason"]
+            "refusals", "Requests refused before any work.", {"reason": ("queue", "in_flight", "draining")}
         )
         self.stage_seconds = self._histogram(
             "stage_seconds",
-            "Seconds in one stage of a request: user, cache, tokenise, engine, solve, store.",
-            ["stage"],
+            "Seconds in one stage of a request: the user's state, the look-up of texts, tokenising, waiting for the "
+            "engine, solving for weights, storing.",
+            {"stage": STAGES},
         )
+        self._stages = {name: self.stage_seconds.labels(name) for name in STAGES}
         # Scoring and adapting
         self.completions = self._counter("completions_scored", "Completions that /score rewarded.")
         self.users_scored = self._counter(
-            "users_scored", "Users resolved by /score, by standing: adapted, cold_start, stale.", ["standing"]
+            "users_scored",
+            "Items of /score, by standing of their user; stale: from memory while the database does not answer.",
+            {"standing": ("adapted", "cold_start", "stale")},
         )
         self.pairs_adapted = self._counter("pairs_stored", "Preference pairs stored.")
         self.adaptations = self._counter(
-            "adaptations", "Adaptations answered, by result: stored, replayed.", ["result"]
+            "adaptations",
+            "Adaptations answered; replayed: a repeated Idempotency-Key.",
+            {"result": ("stored", "replayed")},
         )
         self.adapt_loss_delta = self._histogram(
             "adapt_loss_delta",
@@ -100,44 +165,67 @@ class Metrics(_Family):
         # Caches
         self.base_reward_cache = self._counter(
             "base_reward_cache",
-            "Texts looked up, by level (memory, redis) and result (hit, miss).",
-            ["level", "result"],
+            "Texts looked up; what memory misses, Redis is asked, where there is one.",
+            {"level": ("memory", "redis"), "result": ("hit", "miss")},
         )
         self.user_cache = self._counter(
-            "user_cache", "Users looked up, by level (memory, redis) and result (hit, miss).", ["level", "result"]
+            "user_cache",
+            "Users looked up; what memory misses, Redis is asked, where there is one.",
+            {"level": ("memory", "redis"), "result": ("hit", "miss")},
         )
         # Dependencies
         self.dependency_up = self._gauge(
-            "dependency_up", "1 while a dependency answers: database, redis, engine.", ["dependency"]
+            "dependency_up",
+            "1 while a dependency answers: database, redis, engine; none that is not configured.",
+            {"dependency": None},
         )
-        self.redis_seconds = self._histogram("redis_seconds", "Seconds of one call to Redis.", ["operation"])
+        self.redis_seconds = self._histogram("redis_seconds", "Seconds of one call to Redis.", {"operation": None})
         self.redis_errors = self._counter(
             "redis_errors",
             "Calls to Redis that failed, by operation and reason: timeout, connection, circuit_open, refused.",
-            ["operation", "reason"],
+            {"operation": None, "reason": None},
         )
-        self.engine_workers_up = self._gauge("engine_worker_up", "1 while a remote worker takes texts.", ["worker"])
+        self.engine_workers_up = self._gauge(
+            "engine_worker_up", "1 while a remote worker takes texts.", {"worker": None}
+        )
         self.engine_worker_tokens = self._gauge(
-            "engine_worker_queue_tokens", "Tokens sent to a remote worker and not yet answered.", ["worker"]
+            "engine_worker_queue_tokens", "Tokens sent to a remote worker and not yet answered.", {"worker": None}
         )
         self.engine_ejections = self._counter(
             "engine_ejections",
             "Times a remote worker was taken out, by reason: connection, timeout, status, model, golden, answer.",
-            ["worker", "reason"],
+            {"worker": None, "reason": None},
         )
         self.engine_retries = self._counter("engine_retries", "Texts sent again to another remote worker.")
         # Callers
         self.authentications = self._counter(
             "authentications",
-            "Requests by what became of their key: ok, stale, missing, unknown, revoked, role, unavailable.",
-            ["result"],
+            "Requests by what became of their key; stale: known from before, while the database does not answer.",
+            {"result": ("ok", "stale", "missing", "unknown", "revoked", "role", "unavailable")},
         )
-        self.tenant_requests = self._counter("tenant_requests", "Requests let in, by tenant.", ["tenant"])
-        self.tenant_tokens = self._counter("tenant_tokens", "Tokens that the engine computed, by tenant.", ["tenant"])
+        self.tenant_requests = self._counter("tenant_requests", "Requests let in, by tenant.", {"tenant": None})
+        self.tenant_tokens = self._counter(
+            "tenant_tokens", "Tokens that the engine computed, by tenant.", {"tenant": None}
+        )
         self.quota_refusals = self._counter(
             "quota_refusals",
             "Requests refused with 429, by tenant and quota: requests, tokens, users.",
-            ["tenant", "quota"],
+            {"tenant": None, "quota": None},
         )
         # Life
-        self.build = self._gauge("build_info", "Always 1; labels say what serves.", ["version", "checkpoint", "heads"])
+        self.build = self._gauge(
+            "build_info", "Always 1; its labels say what serves.", {"version": None, "checkpoint": None, "heads": None}
+        )
+        self.draining = self._gauge("draining", "1 while the process ends: it answers, but wants no more.")
+        self.event_loop_lag = self._histogram(
+            "event_loop_lag_seconds",
+            "How late the event loop was for an appointment, four times a second.",
+            buckets=LAG_BUCKETS_S,
+        )
+        self.database_connections = self._gauge(
+            "database_connections", "Connections of the pool in use; at most DATABASE_POOL_SIZE."
+        )
+
+    def stage(self, name: str) -> Stage:
+        """The clock of one stage of the current request; see `service/observability/stages.py`."""
+        return Stage(name, self._stages[name])

@@ -78,7 +78,7 @@ class Stage:
         self._histogram = histogram
 
     def __enter__(self) -> Stage:
-        self.started = time.perf_counter()
+        self.begin()
         return self
 
     def __exit__(
@@ -87,6 +87,10 @@ class Stage:
         self.end(error)
         if (record := current.get()) is not None:
             record.add(self)
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
 
     def end(self, error: type[BaseException] | None = None) -> None:
         """Stop the clock and observe, without telling the request: for a thread that works on a part of it."""

@@ -14,6 +14,7 @@ from service.checkpoints import Checkpoint
 from service.mrm import Support, solve
 from service.mrm.metrics import bradley_terry_loss, pair_accuracy
 from service.mrm.state import FloatArray, UserState
+from service.observability.context import in_context
 from service.observability.metrics import Metrics
 from service.operations.base_rewards import BaseRewardReader
 from service.operations.evidence import support_of
@@ -115,43 +116,51 @@ class Adapt:
         idempotency = None
         if idempotency_key is not None:
             idempotency = Idempotency(idempotency_key, hashlib.sha256(body).digest())
-        stored_at = time.perf_counter()
-        solve_s = 0.0
+        solving = self._metrics.stage("solve")
 
         def solve_timed(stored: Sequence[StoredPair]) -> Solution:
-            nonlocal solve_s
-            solve_started = time.perf_counter()
-            solution = self._solve(stored)
-            solve_s = time.perf_counter() - solve_started
-            return solution
+            # Runs again where the transaction lost to another one: what is told is the solve that was stored.
+            solving.begin()
+            try:
+                return self._solve(stored)
+            finally:
+                solving.end()
 
-        # A caller that leaves must not stop a transaction half-way: the thread runs to its end.
-        outcome, user = await asyncio.get_running_loop().run_in_executor(
-            self._executor,
-            lambda: self._repository.adapt(
-                tenant_id,
-                user_id,
-                new_pairs,
-                mode=mode,
-                heads_id=self._checkpoint.heads_id,
-                checkpoint_id=self._checkpoint.checkpoint_id,
-                idempotency=idempotency,
-                solve=solve_timed,
-            ),
-        )
-        store_s = time.perf_counter() - stored_at - solve_s
+        with self._metrics.stage("store") as storing:
+            storing.attributes = {"pairs": len(new_pairs)}
+            # A caller that leaves must not stop a transaction half-way: the thread runs to its end.
+            outcome, user = await asyncio.get_running_loop().run_in_executor(
+                self._executor,
+                in_context(
+                    lambda: self._repository.adapt(
+                        tenant_id,
+                        user_id,
+                        new_pairs,
+                        mode=mode,
+                        heads_id=self._checkpoint.heads_id,
+                        checkpoint_id=self._checkpoint.checkpoint_id,
+                        idempotency=idempotency,
+                        solve=solve_timed,
+                    )
+                ),
+            )
+            if not outcome.replayed:
+                solving.attributes = {"pairs": outcome.pairs_total}
+                storing.inner = (solving,)
         self._users.publish(user)
-        for stage, seconds in (("solve", solve_s), ("store", store_s)):
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._metrics.adaptations.labels("replayed" if outcome.replayed else "stored").inc()
-        self._metrics.pairs_adapted.inc(0 if outcome.replayed else outcome.pairs_stored)
+        if not outcome.replayed:
+            self._metrics.pairs_adapted.inc(outcome.pairs_stored)
+            before, after = (outcome.report[f"support_loss_{when}"] for when in ("before", "after"))
+            if before is not None and after is not None:
+                self._metrics.adapt_loss_delta.observe(before - after)
         return Adapted(
             outcome,
             {
                 "tokenise": base.tokenise_s * 1e3,
                 "engine": base.engine_s * 1e3,
-                "solve": solve_s * 1e3,
-                "store": store_s * 1e3,
+                "solve": solving.seconds * 1e3,
+                "store": storing.seconds * 1e3,
                 "total": (time.perf_counter() - started) * 1e3,
             },
         )

@@ -76,24 +76,27 @@ class BaseRewardReader:
             Unavailable, EngineError: From the engine.
         """
         scope = tenant_id if self._cache_scope == "tenant" else ""
-        keys = self._text_keys(scope, texts)
-        now = time.monotonic()
-        entries: list[CachedBaseRewards | None] = [self._cache.get(key, now) for key in keys]
-        # A text that was shortened for another caller is no answer for one who did not ask for that: rendering it
-        # again reports its length.
-        missing = [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]
+        with self._metrics.stage("cache") as cache:
+            keys = self._text_keys(scope, texts)
+            now = time.monotonic()
+            entries: list[CachedBaseRewards | None] = [self._cache.get(key, now) for key in keys]
+            # A text that was shortened for another caller is no answer for one who did not ask for that: rendering it
+            # again reports its length.
+            missing = [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]
+            cache.attributes = {"texts": len(texts), "hits": len(texts) - len(missing)}
         self._metrics.base_reward_cache.labels("memory", "hit").inc(len(texts) - len(missing))
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
             self._metrics.base_reward_cache.labels("memory", "miss").inc(len(missing))
-            started = time.perf_counter()
-            tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
-            tokenise_s = time.perf_counter() - started
-            tokens = sum(len(text.token_ids) for text in tokenised)
-            started = time.perf_counter()
-            computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
-            engine_s = time.perf_counter() - started
+            with self._metrics.stage("tokenise") as tokenise:
+                tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
+                tokens = sum(len(text.token_ids) for text in tokenised)
+                tokenise.attributes = {"texts": len(missing), "tokens": tokens}
+            with self._metrics.stage("engine") as engine:
+                engine.attributes = {"texts": len(missing), "tokens": tokens}
+                computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
+            tokenise_s, engine_s = tokenise.seconds, engine.seconds
             for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
         known = [entry for entry in entries if entry is not None]

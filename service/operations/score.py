@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,8 @@ class Score:
         self._base_rewards = base_rewards
         self._users = users
         self._metrics = metrics
+        # Looking a label up costs more than counting.
+        self._users_scored = {standing: metrics.users_scored.labels(standing) for standing in get_args(Standing)}
 
     async def __call__(
         self, tenant_id: str, items: Sequence[ScoreItem], *, truncate: bool, return_base_rewards: bool
@@ -79,8 +82,9 @@ class Score:
             Overloaded, Unavailable, EngineError: See `service/errors.py`.
         """
         started = time.perf_counter()
-        resolved = await self._resolve(tenant_id, items)
-        user_s = time.perf_counter() - started
+        with self._metrics.stage("user") as user_stage:
+            resolved = await self._resolve(tenant_id, items)
+            user_stage.attributes = {"users": len(items)}
         texts = [
             Text(item.messages, completion, f"{item.field}completions[{i}]")
             for item in items
@@ -94,13 +98,10 @@ class Score:
             truncated = [index - offset for index in base.truncated if offset <= index < end]
             results.append(_score_item(item, user, base.rewards_BK[offset:end], truncated, return_base_rewards))
             offset = end
-            self._metrics.users_scored.labels(user.standing).inc()
+            self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
-        self._metrics.stage_seconds.labels("user").observe(user_s)
-        timings_ms = {"user": user_s * 1e3}
+        timings_ms = {"user": user_stage.seconds * 1e3}
         if base.tokens:
-            self._metrics.stage_seconds.labels("tokenise").observe(base.tokenise_s)
-            self._metrics.stage_seconds.labels("engine").observe(base.engine_s)
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
         timings_ms["total"] = (time.perf_counter() - started) * 1e3
         return ScoreAnswer(results, timings_ms)
