@@ -25,6 +25,9 @@ class LetterRenderer:
         ids = tuple(ord(letter) % 600 for letter in completion)
         return TokenisedText(ids[: self.max_tokens], truncated=len(ids) > self.max_tokens)
 
+    def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [*([1] if add_special_tokens else []), *(ord(letter) % 600 for letter in text)]
+
 
 class ScriptedBackbone:
     """D = 3: a text's sum, its length and its last id. Records its batches, and waits where a test says so."""
@@ -43,6 +46,7 @@ class ScriptedBackbone:
             model_type="scripted",
         )
         self.renderer = LetterRenderer()
+        self.vocab_size = 1000
         self.batches: list[list[tuple[int, ...]]] = []
         self.broken = False
         self.crash: BaseException | None = None

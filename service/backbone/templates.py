@@ -11,11 +11,15 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from service.backbone.chat_jinja import compile_chat_template
 from service.backbone.protocol import Message, TextTooLong, TokenisedText, UnrenderableText
+from service.backbone.tokenizer_files import encode_text
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from service.backbone.tokenizer_files import FileTokenizer
 
 _SCHEME: Final = "chat-template-1"
 # Llama 3 templates print today's date into the system turn. A reward must not change at midnight, nor a cached one
@@ -28,7 +32,7 @@ _TEMPLATE_DATE_PARTS: Final = {
 
 
 def _with_fixed_clock(template: str) -> str:
-    """The template with `strftime_now` shadowed by a macro that knows one day; transformers passes no functions in."""
+    """The template with `strftime_now` shadowed by a macro that knows one day."""
     if "strftime_now" not in template:
         return template
     filters = "".join(f" | replace('{part}', '{value}')" for part, value in _TEMPLATE_DATE_PARTS.items())
@@ -39,11 +43,12 @@ def _with_fixed_clock(template: str) -> str:
 class ChatTemplateRenderer:
     """The model's own chat template and tokenizer; see `service.backbone.protocol.Renderer`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, model: str) -> None:
+    def __init__(self, tokenizer: FileTokenizer | PreTrainedTokenizerBase, max_tokens: int, model: str) -> None:
         """`model` names the backbone in errors.
 
         Raises:
-            BackboneError: The tokenizer has no chat template, or no `tokenizer.json` form (a "fast" tokenizer).
+            BackboneError: The tokenizer has no chat template or one that is no Jinja, or no `tokenizer.json` form (a
+                "fast" tokenizer).
         """
         import jinja2
         import tokenizers
@@ -64,13 +69,17 @@ class ChatTemplateRenderer:
         self._tokenizer = tokenizers.Tokenizer.from_str(backend.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._chat = tokenizer
-        self._template = _with_fixed_clock(template)
+        template = _with_fixed_clock(template)
+        try:
+            self._template = compile_chat_template(template)
+        except jinja2.TemplateSyntaxError as error:
+            raise BackboneError(f"backbone {model} has a chat template that is no Jinja: {error.message}") from error
         self._template_error: type[Exception] = jinja2.TemplateError
+        self._variables = {**tokenizer.special_tokens_map, "date_string": _TEMPLATE_DATE}
         self._bos: int | None = tokenizer.bos_token_id
         self.max_tokens = max_tokens
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
-        identity = "\0".join((_SCHEME, _TEMPLATE_DATE, self._template, special, self._tokenizer.to_str()))
+        identity = "\0".join((_SCHEME, _TEMPLATE_DATE, template, special, self._tokenizer.to_str()))
         self.template_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
@@ -81,11 +90,7 @@ class ChatTemplateRenderer:
             raise UnrenderableText(
                 "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
             ) from error
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeError) as error:
-            raise UnrenderableText("is not valid Unicode text (a lone surrogate?)") from error
-        ids = self._without_doubled_bos(ids)
+        ids = self._without_doubled_bos(encode_text(self._tokenizer, text, add_special_tokens=False))
         if not ids:
             raise UnrenderableText("is rendered to nothing by this model's chat template")
         if len(ids) <= self.max_tokens:
@@ -95,14 +100,14 @@ class ChatTemplateRenderer:
         start = (ids[0],) if ids[0] == self._bos else ()
         return TokenisedText((*start, *ids[len(ids) - self.max_tokens + len(start) :]), truncated=True)
 
+    def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As the protocol says."""
+        return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
     def _render(self, conversation: list[Message]) -> str:
-        rendered = self._chat.apply_chat_template(
-            conversation,  # type: ignore[arg-type]
-            chat_template=self._template,
-            tokenize=False,
-            date_string=_TEMPLATE_DATE,
+        return self._template.render(
+            messages=conversation, tools=None, documents=None, add_generation_prompt=False, **self._variables
         )
-        return str(rendered)
 
     def _without_doubled_bos(self, ids: list[int]) -> list[int]:
         """One BOS at the start, however many the template and the text put there: a second one shifts rewards."""
