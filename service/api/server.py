@@ -8,9 +8,9 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from service.operations.lifecycle import Lifecycle
 
@@ -63,7 +63,7 @@ class _DrainingServer(uvicorn.Server):
 
 
 def run_server(
-    app: FastAPI,
+    app: Callable[..., Any],
     listener: socket.socket,
     on_ready: Callable[[], None],
     lifecycle: Lifecycle,
@@ -74,7 +74,7 @@ def run_server(
     """Serve `app` on a bound socket until a signal; then drain and return.
 
     Args:
-        app: Its lifespan runs around everything.
+        app: An ASGI application; its lifespan runs around everything.
         listener: Bound, not yet listening.
         on_ready: Called once requests are answered.
         lifecycle: Learns of the draining.

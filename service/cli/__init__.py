@@ -15,6 +15,7 @@ from service.cli.evaluate import evaluate
 from service.cli.serve import serve
 from service.cli.simulate import simulate
 from service.cli.train import train
+from service.cli.worker import worker
 from service.errors import MetarewardError, TemporaryError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(worker)
 app.command()(doctor)
 app.command()(simulate)
 app.command()(embed)

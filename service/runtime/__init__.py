@@ -14,14 +14,17 @@ from service.backbone.golden import GOLDEN_TEXTS
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import MetarewardError
 from service.observability.metrics import Metrics
+from service.operations.access import Access
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader
 from service.operations.lifecycle import Lifecycle
+from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
 from service.operations.texts import Text, TextKeys
 from service.operations.user_states import UserStates
 from service.operations.users import Users
+from service.runtime.access import open_access, require_a_key
 from service.runtime.database import open_users_database
 from service.runtime.engine import EngineParts, open_engine
 from service.runtime.secret import read_secret
@@ -41,6 +44,7 @@ WARM_UP = ""  # a tenant and a user that nobody can be
 class Runtime:
     """Everything that a front door calls, and what must be closed in the end."""
 
+    access: Access
     adapt: Adapt
     score: Score
     users: Users
@@ -84,6 +88,7 @@ class Runtime:
         self.engine.close()
         self.executor.shutdown()
         self.readiness.close()
+        self.access.close()
         self.database.close()
 
 
@@ -96,8 +101,9 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     secret = read_secret(settings)
     database = open_users_database(settings)
     try:
+        require_a_key(settings, database)
         checkpoint = load_checkpoint(settings.checkpoint)
-        parts = open_engine(settings, checkpoint)
+        parts = open_engine(settings, checkpoint, metrics)
     except BaseException:
         database.close()
         raise
@@ -112,6 +118,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     engine = parts.engine
     executor = ThreadPoolExecutor(settings.database_pool_size, thread_name_prefix="store")
     repository = UserRepository(database, settings.support_limit, settings.idempotency_ttl_s)
+    limits = TenantLimits(metrics=metrics)
     base_rewards = BaseRewardReader(
         engine=engine,
         renderer=parts.renderer,
@@ -130,10 +137,13 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     )
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
-    metrics.watch("draining", "1 while the process ends: it answers, but wants no more.", lambda: lifecycle.draining)
-    metrics.watch("queue_tokens", "Tokens accepted and not yet computed.", lambda: engine.queued_tokens)
-    metrics.watch("worker_healthy", "1 while the worker answers.", lambda: float(engine.healthy))
+    metrics.draining.set_function(lambda: lifecycle.draining)
+    metrics.worker.queue_tokens.set_function(lambda: engine.queued_tokens)
+    metrics.worker.healthy.set_function(lambda: engine.healthy)
+    metrics.database_connections.set_function(lambda: database.connections_in_use)
+    metrics.build.labels(__version__, checkpoint.checkpoint_id, checkpoint.heads_id).set(1)
     return Runtime(
+        access=open_access(settings, database, limits, metrics),
         adapt=Adapt(
             base_rewards=base_rewards,
             users=states,

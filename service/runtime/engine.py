@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from service.backbone.golden import golden_texts_id, golden_token_ids
 from service.backbone.load import load_backbone
-from service.backbone.protocol import Backbone, Renderer
+from service.backbone.protocol import Backbone, Dtype, Renderer
 from service.checkpoints import Checkpoint
 from service.errors import BackboneError, CheckpointError
+from service.observability.metrics import Metrics, WorkerMetrics
 from service.operations.engine import Engine
 from service.settings import Settings
 from service.worker.messages import BaseRewardHeads
@@ -42,7 +45,7 @@ class EngineParts:
     close: Callable[[], None]
 
 
-def open_engine(settings: Settings, checkpoint: Checkpoint) -> EngineParts:
+def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | None = None) -> EngineParts:
     """A running engine that has passed its self-check.
 
     Raises:
@@ -59,6 +62,8 @@ def open_engine(settings: Settings, checkpoint: Checkpoint) -> EngineParts:
         backbone,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        metrics=None if metrics is None else metrics.worker,
     )
 
     def close() -> None:
@@ -68,9 +73,25 @@ def open_engine(settings: Settings, checkpoint: Checkpoint) -> EngineParts:
 
 
 def start_worker(
-    checkpoint: Checkpoint, backbone: Backbone, *, max_batch_tokens: int, max_queue_tokens: int
+    checkpoint: Checkpoint,
+    backbone: Backbone,
+    *,
+    max_batch_tokens: int,
+    max_queue_tokens: int,
+    max_queue_wait_s: float = math.inf,
+    metrics: WorkerMetrics | None = None,
+    with_biases: bool = True,
 ) -> tuple[Worker, SelfCheck]:
     """A running worker whose engine has passed its self-check.
+
+    Args:
+        checkpoint: Its heads.
+        backbone: What it was trained on.
+        max_batch_tokens: As `Worker` takes it.
+        max_queue_tokens: As `Worker` takes it.
+        max_queue_wait_s: As `Worker` takes it.
+        metrics: Where it counts.
+        with_biases: Whether it answers A h + b, or A h as a worker behind a socket does.
 
     Raises:
         CheckpointError: The checkpoint was trained on another backbone.
@@ -78,22 +99,31 @@ def start_worker(
             batch as alone.
     """
     _require_fit(checkpoint, backbone)
-    heads = BaseRewardHeads.of(checkpoint.A_KD, checkpoint.b_K)
-    worker = Worker(backbone, heads, max_batch_tokens=max_batch_tokens, max_queue_tokens=max_queue_tokens)
+    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
+    heads = BaseRewardHeads.of(checkpoint.A_KD, checkpoint.b_K if with_biases else np.zeros(checkpoint.heads))
+    if recorded_GK is not None and not with_biases:
+        recorded_GK = recorded_GK - checkpoint.b_K
+    worker = Worker(
+        backbone,
+        heads,
+        max_batch_tokens=max_batch_tokens,
+        max_queue_tokens=max_queue_tokens,
+        max_queue_wait_s=max_queue_wait_s,
+        metrics=metrics,
+    )
     worker.start()
     try:
-        golden = checkpoint.golden
-        if golden is not None and golden.texts_id != golden_texts_id():
-            raise CheckpointError(
-                f"checkpoint {checkpoint.name!r} recorded other golden texts than this version has; train it again"
-            )
         result = self_check(
             worker.base_rewards,
             golden_token_ids(backbone.renderer),
             dtype=backbone.spec.dtype,
-            recorded_GK=None if golden is None else np.array(golden.base_rewards),
-            recorded_dtype="float32" if golden is None else golden.dtype,
+            recorded_GK=recorded_GK,
+            recorded_dtype=recorded_dtype,
         )
+        if metrics is not None:
+            metrics.self_check_difference.labels("batched").set(result.batched_difference)
+            if result.recorded_difference is not None:
+                metrics.self_check_difference.labels("recorded").set(result.recorded_difference)
         if not result.passed:
             raise BackboneError(f"the engine failed its self-check, so it would serve wrong rewards: {result}")
         logger.info("self-check passed: %s", result)
@@ -101,6 +131,22 @@ def start_worker(
         worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
         raise
     return worker, result
+
+
+def recorded_golden(checkpoint: Checkpoint) -> tuple[npt.NDArray[np.float64] | None, Dtype]:
+    """Base rewards [G, K] of the golden texts as the checkpoint recorded them (None without), and their dtype.
+
+    Raises:
+        CheckpointError: They are of other golden texts.
+    """
+    golden = checkpoint.golden
+    if golden is None:
+        return None, "float32"
+    if golden.texts_id != golden_texts_id():
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} recorded other golden texts than this version has; train it again"
+        )
+    return np.array(golden.base_rewards, dtype=np.float64), golden.dtype
 
 
 def _require_fit(checkpoint: Checkpoint, backbone: Backbone) -> None:

@@ -1,0 +1,250 @@
+"""The worker's front door: vLLM's `POST /classify`, and what an orchestrator asks.
+
+Plain ASGI: one route that matters, and every millisecond here is added to every text that is not cached. A worker of
+ours and a stock `vllm serve` of an exported checkpoint answer alike, in errors too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import orjson
+
+from service.api.classify_request import parse_classify
+from service.api.departure import Departure
+from service.errors import EngineError, InvalidInput, MetarewardError, NotFound, Overloaded, TemporaryError
+from service.runtime.worker import WorkerRuntime
+from service.settings import is_loopback
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+logger = logging.getLogger(__name__)
+
+QUEUED_TOKENS: Final = b"x-queued-tokens"
+_PUBLIC: Final = {"/live", "/ready"}
+_ROUTES: Final = {"/live": "GET", "/ready": "GET", "/v1/models": "GET", "/classify": "POST"}
+_TYPES: Final = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "RequestTooLargeError",
+    415: "UnsupportedMediaTypeError",
+    421: "MisdirectedRequestError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+    504: "TimeoutError",
+}
+_OVERLOADED: Final = "OverloadedError"
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, message: str, *, param: str | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+        self.kind = _TYPES[status]
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class WorkerApp:
+    """The ASGI application over a worker; it closes the worker when it shuts down."""
+
+    def __init__(self, runtime: WorkerRuntime, *, key: str, max_body_bytes: int, timeout_s: float) -> None:
+        """With a `key` every route but /live and /ready needs it; without, the Host must be a name of loopback."""
+        self._runtime = runtime
+        self._lifecycle = runtime.lifecycle
+        self._authorization = f"Bearer {key}".encode() if key else b""
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
+        self._started = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, exactly once."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        departure = Departure(receive)
+        counted = False
+        body = bytearray()
+        try:
+            headers: Headers = dict(scope["headers"])
+            path = scope["path"]
+            if path not in _PUBLIC:
+                self._lifecycle.begin_request()
+                counted = True
+                self._authenticate(headers)
+            if (method := _ROUTES.get(path)) is None:
+                raise _RefusedError(404, "no such path; this worker answers POST /classify and GET /v1/models")
+            if scope["method"] != method:
+                raise _RefusedError(405, f"this path is asked with {method}")
+            if path == "/classify":
+                async with asyncio.timeout(self._timeout_s):
+                    await self._receive(headers, receive, body)
+                    departure.watch()
+                    answer = await self._classify(bytes(body))
+                status = 200
+            else:
+                status, answer = self._tell(path)
+            departure.end()
+            await self._send(send, status, answer)
+        except asyncio.CancelledError:
+            if departure.noticed:
+                logger.debug("a client left before its answer")
+                return
+            # The process ends and has run out of patience with this request.
+            await self._refuse(send, _RefusedError(503, "this worker is ending", retry_after_s=1.0))
+            raise
+        except (_RefusedError, MetarewardError, TimeoutError) as error:
+            departure.end()
+            await self._refuse(send, self._refusal(error))
+        except Exception:
+            departure.end()
+            logger.exception("unexpected error")
+            await self._refuse(send, _RefusedError(500, "the worker failed on this request"))
+        finally:
+            departure.end()
+            if counted:
+                self._lifecycle.end_request(len(body))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.to_thread(self._runtime.close)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _authenticate(self, headers: Headers) -> None:
+        if self._authorization:
+            if not secrets.compare_digest(headers.get(b"authorization", b""), self._authorization):
+                raise _RefusedError(401, "this worker needs its ENGINE_API_KEY: send Authorization: Bearer <key>")
+            return
+        # Without a key, a page in the operator's browser may reach a loopback port by a name pointed at it.
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+        if not is_loopback(name):
+            raise _RefusedError(421, "call this worker as localhost, 127.0.0.1 or [::1]; it has no ENGINE_API_KEY")
+
+    async def _receive(self, headers: Headers, receive: Receive, body: bytearray) -> None:
+        # Browsers send JSON to another origin only after asking, and nobody answers that.
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            raise _RefusedError(415, "send the header Content-Type: application/json")
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            raise self._too_large()
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise _RefusedError(400, "the request ended before its body did")
+            part: bytes = event.get("body", b"")
+            if len(body) + len(part) > self._max_body_bytes:
+                raise self._too_large()
+            self._lifecycle.receive(len(part))
+            body += part
+            more = event.get("more_body", False)
+
+    def _too_large(self) -> _RefusedError:
+        return _RefusedError(413, f"at most {self._max_body_bytes} bytes a request; send fewer texts at once")
+
+    async def _classify(self, body: bytes) -> dict[str, Any]:
+        runtime = self._runtime
+        request = parse_classify(body, runtime.model)
+        if request.messages:
+            done = await runtime.classify.messages(request.messages)
+        elif request.texts:
+            done = await runtime.classify.texts(request.texts, add_special_tokens=request.add_special_tokens)
+        else:
+            done = await runtime.classify.ids(request.ids)
+        largest_B = done.rewards_BK.argmax(axis=1).tolist()
+        rows = [
+            {"index": index, "label": f"LABEL_{largest}", "probs": row_K, "num_classes": len(row_K)}
+            for index, (row_K, largest) in enumerate(zip(done.rewards_BK.tolist(), largest_B, strict=True))
+        ]
+        return {
+            "id": f"classify-{secrets.token_hex(8)}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": runtime.model,
+            "data": rows,
+            "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens, "completion_tokens": 0},
+        }
+
+    def _tell(self, path: str) -> tuple[int, dict[str, Any]]:
+        runtime = self._runtime
+        if path == "/live":
+            return 200, {"status": "live"}
+        if path == "/ready":
+            draining, healthy = self._lifecycle.draining, runtime.engine.healthy
+            state = "draining" if draining else "ready" if healthy else "the device fails"
+            return 200 if state == "ready" else 503, {"status": state, "queued_tokens": runtime.engine.queued_tokens}
+        model = {
+            "id": runtime.model,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "metareward",
+            "root": runtime.backbone,
+            "max_model_len": runtime.max_tokens,
+            "dtype": runtime.dtype,
+        }
+        return 200, {"object": "list", "data": [model]}
+
+    def _refusal(self, error: Exception) -> _RefusedError:
+        match error:
+            case _RefusedError():
+                return error
+            case TimeoutError():
+                return _RefusedError(504, f"not done within {self._timeout_s:g} s", retry_after_s=1.0)
+            case InvalidInput():
+                return _RefusedError(400, str(error), param=error.issues[0].field)
+            case NotFound():
+                return _RefusedError(404, str(error), param="model")
+            case TemporaryError():
+                refusal = _RefusedError(503, str(error), retry_after_s=error.retry_after_s)
+                if isinstance(error, Overloaded):
+                    refusal.kind = _OVERLOADED
+                return refusal
+            case EngineError():
+                return _RefusedError(500, str(error))
+            case _:
+                logger.error("unexpected error", exc_info=error)
+                return _RefusedError(500, "the worker failed on this request")
+
+    async def _refuse(self, send: Send, refusal: _RefusedError) -> None:
+        body = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.status}
+        extra = []
+        if refusal.retry_after_s:
+            extra.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
+        if refusal.status == 401:
+            extra.append((b"www-authenticate", b"Bearer"))
+        if refusal.status == 413:
+            extra.append((b"connection", b"close"))  # what is left of the body is not read
+        await self._send(send, refusal.status, {"error": body}, extra)
+
+    async def _send(
+        self, send: Send, status: int, content: dict[str, Any], extra: list[tuple[bytes, bytes]] | None = None
+    ) -> None:
+        body = orjson.dumps(content)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (QUEUED_TOKENS, str(self._runtime.engine.queued_tokens).encode()),
+            *(extra or []),
+        ]
+        if self._lifecycle.draining:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,36 @@
+"""Binding a port before anything slow happens, and saying how to get another."""
+
+from __future__ import annotations
+
+import socket
+
+from service.errors import ConfigurationError
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """A bound socket, not yet listening.
+
+    Raises:
+        ConfigurationError: The port is taken; names `setting`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise cannot_listen(setting, "--port", port, error) from error
+    return listener
+
+
+def cannot_listen(setting: str, flag: str, port: int, error: OSError) -> ConfigurationError:
+    """What to say where a port cannot be had."""
+    return ConfigurationError(
+        f"{setting}: cannot listen on {port} ({error.strerror}); give a free port by {flag} or {setting} (0 picks one)"
+    )
+
+
+def address(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host

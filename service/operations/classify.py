@@ -1,0 +1,130 @@
+"""What a worker answers: base rewards without their biases, A h, for texts that come as token ids, text or messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.backbone.protocol import Message, Renderer, UnrenderableText
+from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError
+from service.operations.engine import Engine
+
+TokenIds = Sequence[int]
+# Naming every bad id of a large request would cost more than answering it.
+_MAX_ISSUES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Answers to one request.
+
+    Attributes:
+        rewards_BK: A h of each text [B, K], float64.
+        tokens: What the texts had together.
+    """
+
+    rewards_BK: npt.NDArray[np.float64]
+    tokens: int
+
+
+class Classify:
+    """The use case behind `POST /classify`. Lives on one event loop."""
+
+    def __init__(self, *, engine: Engine, renderer: Renderer, vocab_size: int, max_tokens: int) -> None:
+        """`engine` gives A h: its heads have no biases."""
+        self._engine = engine
+        self._renderer = renderer
+        self._vocab_size = vocab_size
+        self._max_tokens = max_tokens
+
+    async def ids(self, texts: Sequence[object], *, field: str = "input") -> Classified:
+        """Answer texts that come as token ids, as a client sent them.
+
+        Raises:
+            InvalidInput: A text is no list of ids, is empty or too long, or holds an id beyond the vocabulary.
+            Overloaded, Unavailable: From the engine; nothing was computed.
+            EngineError: The device failed on a text; names it.
+        """
+        checked: list[TokenIds] = []
+        issues = []
+        for index, text in enumerate(texts):
+            problem = self._problem(text)
+            if problem is not None:
+                issues.append(FieldIssue(f"{field}[{index}]", problem))
+                if len(issues) == _MAX_ISSUES:
+                    break
+            elif isinstance(text, list):
+                checked.append(text)
+        if issues:
+            raise InvalidInput(issues)
+        return await self._compute(checked, field)
+
+    async def texts(self, texts: Sequence[str], *, add_special_tokens: bool) -> Classified:
+        """Answer texts that a client rendered itself, tokenised as they are.
+
+        Raises:
+            As `ids`.
+        """
+        self._engine.check_room(len(texts))
+        tokenised = await asyncio.to_thread(self._tokenise, texts, add_special_tokens)
+        return await self.ids(tokenised)
+
+    async def messages(self, messages: Sequence[Message]) -> Classified:
+        """Answer one conversation whose last message is the completion, in the backbone's own template.
+
+        Raises:
+            As `ids`.
+        """
+        self._engine.check_room(1)
+        try:
+            text = await asyncio.to_thread(
+                self._renderer.tokenise, messages[:-1], messages[-1]["content"], truncate=False
+            )
+        except UnrenderableText as error:
+            raise InvalidInput.single("messages", str(error)) from error
+        return await self._compute([text.token_ids], "messages")
+
+    def _tokenise(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        tokenised = []
+        issues = []
+        for index, text in enumerate(texts):
+            try:
+                tokenised.append(self._renderer.tokenise_text(text, add_special_tokens=add_special_tokens))
+            except UnrenderableText as error:
+                issues.append(FieldIssue(f"input[{index}]", str(error)))
+        if issues:
+            raise InvalidInput(issues[:_MAX_ISSUES])
+        return tokenised
+
+    def _problem(self, text: object) -> str | None:
+        """What is wrong with one text. An id beyond the vocabulary would take a CUDA device down, for everybody."""
+        if not isinstance(text, list):
+            return "is no list of token ids; send ids, or strings only"
+        if not text:
+            return "has no tokens; send at least one"
+        if len(text) > self._max_tokens:
+            return f"has {len(text)} tokens where the backbone reads at most {self._max_tokens}; shorten it"
+        if not {int}.issuperset(map(type, text)):  # exact types: true and 1.0 are no ids
+            return "holds something that is no integer; token ids are integers"
+        if min(text) < 0 or max(text) >= self._vocab_size:
+            return f"holds a token id outside 0 to {self._vocab_size - 1}; was it tokenised for another backbone?"
+        return None
+
+    async def _compute(self, texts: Sequence[TokenIds], field: str) -> Classified:
+        # A task that is cancelled takes its texts back: what did not reach the device never will.
+        answers = [asyncio.wrap_future(future) for future in self._engine.submit(texts)]
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        rows = []
+        for index, result in enumerate(results):
+            if isinstance(result, EngineError):
+                raise EngineError(f"{field}[{index}]: {result}" if field == "input" else f"{field}: {result}")
+            if isinstance(result, MetarewardError):
+                raise result
+            if isinstance(result, BaseException):
+                raise EngineError(f"{field}[{index}] was given up") from result
+            rows.append(result)
+        return Classified(np.array(rows), sum(map(len, texts)))

@@ -1,0 +1,115 @@
+"""The parts of `metareward worker`: a backbone, a checkpoint's heads, and nothing of users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.backbone.load import load_backbone
+from service.checkpoints import load_checkpoint
+from service.errors import ConfigurationError
+from service.observability.metrics import WorkerMetrics
+from service.operations.classify import Classify
+from service.operations.engine import Engine
+from service.operations.lifecycle import Lifecycle
+from service.runtime.engine import start_worker
+from service.settings import Settings, is_loopback
+
+_SHORTEST_KEY = 32
+
+
+@dataclass(frozen=True)
+class WorkerRuntime:
+    """Everything that the worker's front door calls.
+
+    Attributes:
+        engine: The worker; its heads have no biases.
+        classify: The use case.
+        lifecycle: What is in flight, and whether the process is about to end.
+        model: The heads_id, by which REST layer and worker know that they mean the same base rewards.
+        dtype: What the backbone computes in.
+        max_tokens: The longest text.
+        name: The checkpoint's short name.
+        backbone: The backbone's name.
+        close: Finishes accepted work and lets the device go.
+    """
+
+    engine: Engine
+    classify: Classify
+    lifecycle: Lifecycle
+    model: str
+    dtype: str
+    max_tokens: int
+    name: str
+    backbone: str
+    close: Callable[[], None]
+
+
+def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
+    """A worker that has passed its self-check.
+
+    Raises:
+        ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
+    """
+    checkpoint = load_checkpoint(settings.checkpoint)
+    backbone = load_backbone(
+        settings.backbone or checkpoint.backbone.id,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_tokens=settings.max_tokens,
+    )
+    worker, _ = start_worker(
+        checkpoint,
+        backbone,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_tokens=settings.max_queue_tokens,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        metrics=metrics,
+        with_biases=False,
+    )
+    metrics.watch("queue_tokens", "Tokens accepted and not yet computed.", lambda: worker.queued_tokens)
+    metrics.watch("worker_healthy", "1 while the worker answers.", lambda: float(worker.healthy))
+
+    def close() -> None:
+        worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
+
+    return WorkerRuntime(
+        engine=worker,
+        classify=Classify(
+            engine=worker,
+            renderer=backbone.renderer,
+            vocab_size=backbone.vocab_size,
+            max_tokens=backbone.spec.max_tokens,
+        ),
+        lifecycle=Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes),
+        model=checkpoint.heads_id,
+        dtype=backbone.spec.dtype,
+        max_tokens=backbone.spec.max_tokens,
+        name=checkpoint.name,
+        backbone=backbone.spec.id,
+        close=close,
+    )
+
+
+def engine_key(settings: Settings, *, listens: bool) -> str:
+    """ENGINE_API_KEY; empty where it may be.
+
+    Args:
+        settings: All of them.
+        listens: Whether this process is the worker. A worker that others can reach needs a key.
+
+    Raises:
+        ConfigurationError: Too short, or missing where it is needed.
+    """
+    key = settings.engine_api_key.get_secret_value()
+    if key and (len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):
+        raise ConfigurationError(
+            f"ENGINE_API_KEY must have at least {_SHORTEST_KEY} ASCII characters without spaces; "
+            "make one with `openssl rand -hex 32`"
+        )
+    if listens and not key and not is_loopback(settings.host):
+        raise ConfigurationError(
+            f"HOST {settings.host!r}: without ENGINE_API_KEY a worker listens on loopback only; set the same key for "
+            "worker and REST layer (`openssl rand -hex 32` makes one), or set HOST to 127.0.0.1"
+        )
+    return key
