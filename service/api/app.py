@@ -15,6 +15,7 @@ from service.api.gate import Gate
 from service.api.limits import Limits
 from service.api.openapi import DESCRIPTION, install_openapi
 from service.api.routes import adapt, score, status, users
+from service.observability.event_loop import measure_lag
 from service.observability.requests import RequestObserver
 from service.observability.tracing import open_tracing
 from service.runtime import Runtime
@@ -33,10 +34,12 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await runtime.warm_up()
         housekeeping = asyncio.create_task(runtime.keep_house())
+        lag = asyncio.create_task(measure_lag(runtime.metrics))
         try:
             yield
         finally:
             housekeeping.cancel()
+            lag.cancel()
             await asyncio.to_thread(runtime.close)
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)

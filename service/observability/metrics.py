@@ -109,7 +109,7 @@ class WorkerMetrics(_Family):
             {"result": ("answered", "failed", "dropped")},
         )
         self.queue_tokens = self._gauge("queue_tokens", "Tokens accepted by the engine and not yet answered.")
-        self.worker_healthy = self._gauge("worker_healthy", "1 while the engine answers.")
+        self.healthy = self._gauge("worker_healthy", "1 while the engine answers.")
         self.self_check_difference = self._gauge(
             "selfcheck_difference",
             "How far golden texts were off at the last self-check, in units of a base reward's spread: a batch "

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, QueuePool, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from service.errors import ConfigurationError, Unavailable
@@ -105,6 +105,12 @@ class Database:
         if self.is_postgresql:
             return postgresql.build_engine(self._url, None, self._connect_timeout_s, None)
         return sqlite.build_engine(self._url, None, sqlite.MAINTENANCE_WAIT_S)
+
+    @property
+    def connections_in_use(self) -> int:
+        """Pooled connections that somebody works with at this moment."""
+        pool = self.engine.pool
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
     def ping(self) -> None:
         """Ask for a sign of life.
