@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def openapi() -> str:
     """The OpenAPI document. Only the routes are needed for it, so no model is loaded."""
-    runtime = cast(Runtime, SimpleNamespace(metrics=Metrics(), lifecycle=None))
+    runtime = cast(Runtime, SimpleNamespace(metrics=Metrics(), lifecycle=None, access=None))
     return json.dumps(create_app(runtime, Settings()).openapi(), indent=1) + "\n"
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from service import __version__
+from service.api.auth import Doorkeeper
 from service.api.errors import install_error_handlers
 from service.api.gate import Gate
 from service.api.limits import Limits
@@ -55,10 +56,12 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
         app.include_router(routes.router)
     install_error_handlers(app)
     install_openapi(app)
+    app.add_middleware(Doorkeeper, access=runtime.access)
     app.add_middleware(
         Gate,
         metrics=runtime.metrics,
         lifecycle=runtime.lifecycle,
+        host_names=settings.host_names,
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.request_timeout_s,
         observer=RequestObserver(runtime.metrics, settings.access_log, tracing),

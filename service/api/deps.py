@@ -1,17 +1,14 @@
-"""What routes are given: the runtime of this process, its limits, and the caller."""
+"""What routes are given: the runtime of this process and its limits."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Path, Request
 
 from service.api.limits import Limits
 from service.api.schemas import USER_ID_RULE
 from service.runtime import Runtime
-
-# Until there are keys, every caller on loopback is this tenant.
-TENANT: Final = "default"
 
 UserIdPath = Annotated[str, Path(description=f"Your name for the user. {USER_ID_RULE}.", examples=["ada"])]
 

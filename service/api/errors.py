@@ -18,11 +18,14 @@ from service.errors import (
     Conflict,
     EngineError,
     FieldIssue,
+    Forbidden,
     InvalidInput,
     MetarewardError,
     NotFound,
     Overloaded,
+    QuotaExceeded,
     TemporaryError,
+    Unauthenticated,
 )
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "Malformed request",
+    401: "Not authenticated",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
@@ -37,13 +42,16 @@ TITLES = {
     415: "Not JSON",
     421: "Wrong host",
     422: "Invalid input",
+    429: "Quota exceeded",
     500: "Internal error",
     503: "Try again later",
 }
 MAX_LISTED = 100
 
 
-def problem_bytes(status: int, kind: str, detail: str, request_id: str, errors: Sequence[FieldIssue] = ()) -> bytes:
+def problem_bytes(
+    status: int, kind: str, detail: str, request_id: str, errors: Sequence[FieldIssue] = (), **more: str
+) -> bytes:
     """The body of a problem. `kind` is the last part of its type, stable for programs to match."""
     body: dict[str, Any] = {
         "type": f"urn:metareward:problem:{kind}",
@@ -52,17 +60,52 @@ def problem_bytes(status: int, kind: str, detail: str, request_id: str, errors: 
         "detail": detail,
         "request_id": request_id,
         "errors": [{"field": issue.field, "message": issue.message} for issue in errors[:MAX_LISTED]],
+        **more,
     }
     return orjson.dumps(body)
 
 
 def problem(
-    request: Request, status: int, kind: str, detail: str, errors: Sequence[FieldIssue] = (), retry_after_s: float = 0
+    request: Request,
+    status: int,
+    kind: str,
+    detail: str,
+    errors: Sequence[FieldIssue] = (),
+    retry_after_s: float = 0,
+    **more: str,
 ) -> Response:
-    """A problem response, with Retry-After in whole seconds where it is temporary."""
-    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if retry_after_s else None
-    content = problem_bytes(status, kind, detail, request_id_of(request.scope), errors)
+    """A problem response, with Retry-After in whole seconds where it is temporary; `more` are members of its body."""
+    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if retry_after_s else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    content = problem_bytes(status, kind, detail, request_id_of(request.scope), errors, **more)
     return Response(content, status, headers, PROBLEM_MEDIA_TYPE)
+
+
+def answer_to(request: Request, error: MetarewardError) -> Response | None:
+    """The problem that an error of the project is for the caller; None where it is a fault of ours."""
+    match error:
+        case InvalidInput():
+            return problem(request, 422, "invalid-input", _counted(len(error.issues)), error.issues)
+        case NotFound():
+            return problem(request, 404, "not-found", str(error))
+        case Conflict():
+            return problem(request, 409, "conflict", str(error), error.issues)
+        case Unauthenticated():
+            return problem(request, 401, "not-authenticated", str(error))
+        case Forbidden():
+            return problem(request, 403, "not-allowed", str(error))
+        case QuotaExceeded():
+            after_s = error.retry_after_s
+            return problem(request, 429, "quota-exceeded", str(error), retry_after_s=after_s, quota=error.quota)
+        case TemporaryError():
+            kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
+            return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)
+        case EngineError():
+            logger.error("engine failed", exc_info=error)
+            return problem(request, 500, "engine-error", str(error))
+        case _:
+            return None
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -81,21 +124,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(MetarewardError)
     async def _ours(request: Request, error: MetarewardError) -> Response:
-        match error:
-            case InvalidInput():
-                return problem(request, 422, "invalid-input", _counted(len(error.issues)), error.issues)
-            case NotFound():
-                return problem(request, 404, "not-found", str(error))
-            case Conflict():
-                return problem(request, 409, "conflict", str(error), error.issues)
-            case TemporaryError():
-                kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
-                return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)
-            case EngineError():
-                logger.error("engine failed", exc_info=error)
-                return problem(request, 500, "engine-error", str(error))
-            case _:
-                raise error
+        answer = answer_to(request, error)
+        if answer is None:
+            raise error
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

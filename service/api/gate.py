@@ -51,6 +51,8 @@ class _Body:
 class Gate:
     """ASGI middleware around the whole application.
 
+    `host_names` are those that a request's Host may have besides loopback's; None takes any.
+
     Without keys, a loopback server is still reachable from any web page that the operator's browser opens. The Host
     check stops a page whose name was pointed at loopback; demanding a JSON content type makes browsers ask first
     (CORS preflight), which nobody answers.
@@ -64,6 +66,7 @@ class Gate:
         lifecycle: Lifecycle,
         max_body_bytes: int,
         timeout_s: float,
+        host_names: frozenset[str] | None = frozenset(),
         observer: RequestObserver | None = None,
     ) -> None:
         self._app = app
@@ -72,6 +75,7 @@ class Gate:
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
+        self._host_names = host_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
@@ -142,8 +146,8 @@ class Gate:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-        if not is_loopback(name):
-            raise _RefusedError(421, "wrong-host", "Call this server as localhost, 127.0.0.1 or [::1].")
+        if not self._answers_to(name.lower(), scope["path"]):
+            raise _RefusedError(421, "wrong-host", "This server does not go by the name in Host; see ALLOWED_HOSTS.")
         if scope["method"] in BODY_METHODS:
             content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if content_type != b"application/json":
@@ -151,6 +155,12 @@ class Gate:
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > self._max_body_bytes:
                 raise self._too_large()
+
+    def _answers_to(self, name: str, path: str) -> bool:
+        """Whether a request may name this host. Loopback's names are always this machine's own."""
+        names = self._host_names
+        # Orchestrators probe by address.
+        return names is None or name in names or is_loopback(name) or (bool(names) and path in PROBES)
 
     def _limited(self, receive: Receive, departure: Departure, body: _Body) -> Receive:
         async def receive_limited() -> Event:

@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.api.auth import ROLE_FIELD, SCHEME
+from service.api.errors import documented
 from service.api.examples import ANSWERS
 from service.api.schemas import Problem
 
@@ -16,7 +18,18 @@ Rewards for LLM responses as one person would give them.
 2. `POST /score` with candidate completions: rewards and an order that follow this user.
 
 `reward(a) - reward(b)` is the log-odds that the user prefers a to b. Errors are RFC 9457 problems; a 503 says in
-`Retry-After` when to try again.
+`Retry-After` when to try again, and so does a 429, which only a tenant's own quotas give.
+
+Every tenant sees its own users and nothing of others'. A server that listens on loopback only needs no keys; there
+everybody is the tenant `default`.
+"""
+
+_KEYS = """
+An API key, as `metareward keys create` prints it, once. Its role says how far it reaches, each as far as those before:
+
+- `score`: score, and ask what is served;
+- `adapt`: also adapt, list, read and erase users;
+- `admin`: also whatever concerns the server itself.
 """
 
 
@@ -35,7 +48,25 @@ def install_openapi(app: FastAPI) -> None:
             schemas[Problem.__name__] = problem
             for name, example in ANSWERS.items():
                 schemas[name]["examples"] = [example]
+            document["components"]["securitySchemes"] = {
+                SCHEME: {"type": "http", "scheme": "bearer", "description": _KEYS.strip()}
+            }
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    _describe_access(operation)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_access(operation: dict[str, Any]) -> None:
+    """What the door may answer, on every route behind it."""
+    role = operation.get(ROLE_FIELD)
+    if role is None:
+        return
+    operation["description"] += f"\n\nNeeds a key of the role `{role}`{' or higher' if role != 'admin' else ''}."
+    answers = documented(401, 403, 429, 503)
+    operation["responses"] = dict(
+        sorted((operation["responses"] | {str(status): answer for status, answer in answers.items()}).items())
+    )

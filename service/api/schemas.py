@@ -291,3 +291,4 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[FieldProblem] = Field(default_factory=list)
+    quota: Literal["requests", "tokens", "users"] | None = Field(None, description="Of a 429: what is used up.")

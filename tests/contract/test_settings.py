@@ -48,13 +48,22 @@ def test_an_impossible_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_only_loopback_is_served_without_keys(host: str) -> None:
+    assert read_settings(host=host).keys_required
     with pytest.raises(ConfigurationError, match="loopback"):
-        read_settings(host=host)
+        read_settings(host=host, auth="off")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
 def test_loopback_is_served(host: str) -> None:
     assert read_settings(host=host).host == host
+    assert not read_settings(host=host).keys_required
+    assert read_settings(host=host, auth="required").keys_required
+
+
+def test_host_names_follow_from_keys_and_address() -> None:
+    assert read_settings().host_names == frozenset()
+    assert read_settings(host="0.0.0.0").host_names is None
+    assert read_settings(host="0.0.0.0", allowed_hosts=" API.example.org, b ").host_names == {"api.example.org", "b"}
 
 
 @pytest.mark.parametrize(("host", "listened"), [("[::1]", "::1"), (" 127.0.0.1 ", "127.0.0.1")])

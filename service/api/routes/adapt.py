@@ -6,20 +6,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.api.deps import TENANT, UserIdPath, limits_of, runtime_of
+from service.api.auth import RoleRoute, caller_of, needs
+from service.api.deps import UserIdPath, limits_of, runtime_of
 from service.api.errors import documented
-from service.api.json_route import JsonRoute, json_response
+from service.api.json_route import json_response
 from service.api.messages import to_messages
 from service.api.schemas import AdaptRequest, AdaptResponse
 from service.operations.adapt import PreferencePair
 
-router = APIRouter(tags=["users"], route_class=JsonRoute)
+router = APIRouter(tags=["users"], route_class=RoleRoute)
 
 
 @router.post(
     "/users/{user_id:path}/adapt",
     response_model=AdaptResponse,
     responses=documented(413, 415, 421, 422, 500, 503),
+    openapi_extra=needs("adapt"),
     summary="Adapt a user to preference pairs",
 )
 async def adapt(
@@ -43,7 +45,7 @@ async def adapt(
         for pair in body.pairs
     ]
     adapted = await runtime.adapt(
-        TENANT,
+        caller_of(request).tenant_id,
         user_id,
         pairs,
         mode=body.mode,

@@ -6,20 +6,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import TENANT, limits_of, runtime_of
+from service.api.auth import RoleRoute, caller_of, needs
+from service.api.deps import limits_of, runtime_of
 from service.api.errors import documented
-from service.api.json_route import JsonRoute, json_response
+from service.api.json_route import json_response
 from service.api.messages import to_messages
 from service.api.schemas import ScoreItemIn, ScoreManyRequest, ScoreManyResponse, ScoreOneResponse, ScoreRequest
 from service.operations.score import Scored, ScoreItem
 
-router = APIRouter(tags=["score"], route_class=JsonRoute)
+router = APIRouter(tags=["score"], route_class=RoleRoute)
 
 
 @router.post(
     "/score",
     response_model=ScoreOneResponse | ScoreManyResponse,
     responses=documented(409, 413, 415, 421, 422, 500, 503),
+    openapi_extra=needs("score"),
     summary="Personalised rewards of completions",
 )
 async def score(request: Request, body: ScoreRequest) -> Response:
@@ -36,7 +38,7 @@ async def score(request: Request, body: ScoreRequest) -> Response:
         items = [("", body)]
     limits_of(request).check_score(items)
     answer = await runtime.score(
-        TENANT,
+        caller_of(request).tenant_id,
         [
             ScoreItem(item.user_id, to_messages(item.prompt), item.completions, item.min_version, field)
             for field, item in items

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from service.api.auth import PUBLIC, RoleRoute, needs
 from service.api.deps import runtime_of
 from service.api.errors import documented
 from service.api.json_route import json_response
 from service.api.schemas import InfoOut, LiveOut, ReadyOut
 
-router = APIRouter(tags=["status"])
+router = APIRouter(tags=["status"], route_class=RoleRoute)
 
 
-@router.get("/info", response_model=InfoOut, responses=documented(421, 500), summary="What this server serves")
+@router.get(
+    "/info",
+    response_model=InfoOut,
+    responses=documented(421, 500),
+    openapi_extra=needs("score"),
+    summary="What this server serves",
+)
 async def info(request: Request) -> Response:
     """Checkpoint, backbone and limits."""
     return json_response(runtime_of(request).info)
 
 
-@router.get("/live", response_model=LiveOut, responses=documented(421), summary="Does the process run?")
+@router.get(
+    "/live", response_model=LiveOut, responses=documented(421), openapi_extra=PUBLIC, summary="Does the process run?"
+)
 async def live() -> Response:
     """Answers as long as the process runs."""
     return json_response({"live": True})
@@ -28,6 +37,7 @@ async def live() -> Response:
     "/ready",
     response_model=ReadyOut,
     responses={503: {"model": ReadyOut, "description": "Not ready: send no traffic."}, **documented(421)},
+    openapi_extra=PUBLIC,
     summary="Can this process take traffic?",
 )
 async def ready(request: Request) -> Response:

@@ -6,17 +6,24 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.deps import TENANT, UserIdPath, runtime_of
+from service.api.auth import RoleRoute, caller_of, needs
+from service.api.deps import UserIdPath, runtime_of
 from service.api.errors import documented
-from service.api.json_route import JsonRoute, json_response
+from service.api.json_route import json_response
 from service.api.limits import check_user_id
 from service.api.schemas import UserOut, UserPage
 from service.operations.users import StoredUser
 
-router = APIRouter(tags=["users"], route_class=JsonRoute)
+router = APIRouter(tags=["users"], route_class=RoleRoute)
 
 
-@router.get("/users", response_model=UserPage, responses=documented(421, 422, 500, 503), summary="List users")
+@router.get(
+    "/users",
+    response_model=UserPage,
+    responses=documented(421, 422, 500, 503),
+    openapi_extra=needs("adapt"),
+    summary="List users",
+)
 async def list_users(
     request: Request,
     after: Annotated[str | None, Query(description="`next` of the page before.", examples=["ada"])] = None,
@@ -25,7 +32,7 @@ async def list_users(
     """Users who have adapted, in the order of their ids."""
     if after is not None:
         check_user_id(after)
-    users, following = await runtime_of(request).users.page(TENANT, after, limit)
+    users, following = await runtime_of(request).users.page(caller_of(request).tenant_id, after, limit)
     return json_response({"users": [_user(user) for user in users], "next": following})
 
 
@@ -33,12 +40,13 @@ async def list_users(
     "/users/{user_id:path}",
     response_model=UserOut,
     responses=documented(404, 421, 422, 500, 503),
+    openapi_extra=needs("adapt"),
     summary="A user's state",
 )
 async def get_user(request: Request, user_id: UserIdPath) -> Response:
     """Version, weights and number of pairs of one user."""
     check_user_id(user_id)
-    return json_response(_user(await runtime_of(request).users.get(TENANT, user_id)))
+    return json_response(_user(await runtime_of(request).users.get(caller_of(request).tenant_id, user_id)))
 
 
 @router.delete(
@@ -46,12 +54,13 @@ async def get_user(request: Request, user_id: UserIdPath) -> Response:
     status_code=204,
     response_class=Response,
     responses=documented(404, 421, 422, 500, 503),
+    openapi_extra=needs("adapt"),
     summary="Forget a user",
 )
 async def delete_user(request: Request, user_id: UserIdPath) -> Response:
     """Erase a user: weights, pairs and kept answers. Scored texts are cached without a user and expire."""
     check_user_id(user_id)
-    await runtime_of(request).users.erase(TENANT, user_id)
+    await runtime_of(request).users.erase(caller_of(request).tenant_id, user_id)
     return Response(status_code=204)
 
 
