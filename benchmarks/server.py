@@ -22,6 +22,9 @@ START_TIMEOUT_S = 120.0
 class ServerProcess:
     """One server process. `settings` are environment variables; ports are picked free at each start."""
 
+    # What Python runs.
+    command: tuple[str, ...] = ("-m", "service", "serve")
+
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         self._settings = settings
@@ -55,7 +58,7 @@ class ServerProcess:
         started = time.perf_counter()
         self._output.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve"],
+            [sys.executable, *self.command],
             env=environment,
             cwd=Path(__file__).resolve().parents[1],
             stdout=subprocess.PIPE,
