@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")
     max_queue_tokens: Count = Field(524_288, description="Tokens that may wait; beyond it requests get 503.")
     max_queue_wait_s: Seconds = Field(
-        10.0, description="Longest wait for the engine, as estimated on arrival; beyond it requests get 503."
+        4.0, description="Longest wait for the engine, as estimated on arrival; beyond it requests get 503."
     )
 
     # The worker as a process of its own
