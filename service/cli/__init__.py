@@ -12,8 +12,10 @@ from service.cli.database import app as database_app
 from service.cli.doctor import doctor
 from service.cli.embed import embed
 from service.cli.evaluate import evaluate
+from service.cli.keys import app as keys_app
 from service.cli.serve import serve
 from service.cli.simulate import simulate
+from service.cli.tenants import app as tenants_app
 from service.cli.train import train
 from service.cli.worker import worker
 from service.errors import MetarewardError, TemporaryError
@@ -33,6 +35,8 @@ app.command()(train)
 app.command()(evaluate)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(database_app, name="db")
+app.add_typer(keys_app, name="keys")
+app.add_typer(tenants_app, name="tenants")
 
 
 def _print_version(value: bool) -> None:

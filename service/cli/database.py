@@ -22,7 +22,13 @@ DatabaseUrl = Annotated[
 
 
 @contextmanager
-def _database(url: str | None) -> Iterator[Database]:
+def command_database(url: str | None) -> Iterator[Database]:
+    """The database that a command works on, closed afterwards.
+
+    Raises:
+        ConfigurationError: It refuses us.
+        Unavailable: It does not answer.
+    """
     from service.store.database import open_database
 
     settings = read_settings(database_url=url)
@@ -39,6 +45,21 @@ def _database(url: str | None) -> Iterator[Database]:
         database.close()
 
 
+@contextmanager
+def current_database(url: str | None) -> Iterator[Database]:
+    """As `command_database`, with the schema of this version: an embedded database is brought up, others checked."""
+    from service.store import migrate
+
+    settings = read_settings(database_url=url)
+    migrates = settings.embedded_database if settings.auto_migrate is None else settings.auto_migrate
+    with command_database(url) as database:
+        if migrates:
+            migrate.upgrade(database)
+        else:
+            migrate.require_current(database)
+        yield database
+
+
 @app.command(epilog="Example: metareward db upgrade --database-url postgresql://me:secret@db/metareward")
 def upgrade(
     revision: Annotated[str, typer.Argument(help="Revision to go up to.")] = "head", database_url: DatabaseUrl = None
@@ -46,7 +67,7 @@ def upgrade(
     """Bring the schema up to date. Safe to run from several places at once."""
     from service.store import migrate
 
-    with _database(database_url) as database:
+    with command_database(database_url) as database:
         migrate.upgrade(database, revision)
     typer.echo(f"upgraded to {revision}")
 
@@ -62,7 +83,7 @@ def downgrade(
 
     if not yes:
         typer.confirm(f"Go down to {revision}, losing what it cannot hold?", abort=True)
-    with _database(database_url) as database:
+    with command_database(database_url) as database:
         migrate.downgrade(database, revision)
     typer.echo(f"downgraded to {revision}")
 
@@ -72,7 +93,7 @@ def check(database_url: DatabaseUrl = None) -> None:
     """Tell whether the schema is the one that this version needs; exit status 2 if not."""
     from service.store import migrate
 
-    with _database(database_url) as database:
+    with command_database(database_url) as database:
         problems = migrate.check(database)
     if problems:
         raise ConfigurationError("; ".join(problems))
