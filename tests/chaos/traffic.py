@@ -85,6 +85,7 @@ class Traffic:
         *,
         clients: int,
         adapt_share: float = 0.1,
+        erase_share: float = 0.0,
         headers: dict[str, str] | None = None,
         pause_s: float = 0.0,
         seed: int = 0,
@@ -92,6 +93,7 @@ class Traffic:
         self._oracle = oracle
         self._urls = urls
         self._adapt_share = adapt_share
+        self._erase_share = erase_share
         self._headers = headers or {}
         self._pause_s = pause_s
         self._random = random.Random(seed)
@@ -126,8 +128,11 @@ class Traffic:
 
     async def _client(self, http: httpx.AsyncClient, person: Person) -> None:
         while not self._stopping.is_set():
-            if person.version == 0 or self._random.random() < self._adapt_share:
+            chance = self._random.random()
+            if person.version == 0 or chance < self._adapt_share:
                 await self._adapt(http, person)
+            elif chance > 1 - self._erase_share:
+                await self._erase(http, person)
             else:
                 await self._score(http, person)
             if self._pause_s:
@@ -152,6 +157,13 @@ class Traffic:
             if self._stopping.is_set():
                 return
 
+    async def _erase(self, http: httpx.AsyncClient, person: Person) -> None:
+        """Forget a person; whoever comes back under the name begins at version 1."""
+        answer = await self._ask(http, "erase", f"/users/{person.user_id}", None, {})
+        while answer is None and not self._stopping.is_set():
+            answer = await self._ask(http, "erase", f"/users/{person.user_id}", None, {})
+        person.pairs, person.version = [], 0
+
     async def _score(self, http: httpx.AsyncClient, person: Person) -> None:
         i = self._random.randrange(PROMPTS)
         body = {
@@ -170,9 +182,9 @@ class Traffic:
             self._complain("score", f"rewards differ by {error:.1e}")
 
     async def _ask(
-        self, http: httpx.AsyncClient, kind: str, path: str, body: dict[str, Any], headers: dict[str, str]
+        self, http: httpx.AsyncClient, kind: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
     ) -> dict[str, Any] | None:
-        """The answer, or None where it was refused as documented (after the pause that was asked for)."""
+        """POST a body, or DELETE without one: the answer, or None where it was refused as documented, after a pause."""
         urls = self._urls()
         if not urls:
             await asyncio.sleep(0.05)
@@ -180,7 +192,7 @@ class Traffic:
         url = self._random.choice(urls)
         began = time.monotonic()
         try:
-            response = await http.post(url + path, json=body, headers=headers)
+            response = await http.request("DELETE" if body is None else "POST", url + path, json=body, headers=headers)
         except httpx.HTTPError as error:
             now = time.monotonic()
             self.report.events.append(Event(kind, now, now - began, 0, problem=f"{type(error).__name__} from {url}"))
@@ -191,6 +203,10 @@ class Traffic:
             answer: dict[str, Any] = response.json()
             self.report.events.append(Event(kind, now, now - began, 200, answer.get("user_state", "")))
             return answer
+        # An erase whose first answer was lost finds nobody.
+        if kind == "erase" and response.status_code in (204, 404):
+            self.report.events.append(Event(kind, now, now - began, response.status_code))
+            return {}
         problem = ""
         if response.status_code != 503 or not response.headers.get("Retry-After", "").isdigit():
             problem = f"{response.status_code} {response.text[:300]}"
