@@ -41,6 +41,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
         finally:
             housekeeping.cancel()
             lag.cancel()
+            await runtime.leave()
             await asyncio.to_thread(runtime.close)
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)

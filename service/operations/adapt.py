@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from service.mrm.state import FloatArray, UserState
 from service.observability.context import in_context
 from service.observability.metrics import Metrics
 from service.operations.base_rewards import BaseRewardReader
+from service.operations.commits import commit
 from service.operations.evidence import support_of
 from service.operations.texts import Text, pair_content_key
 from service.operations.user_states import UserStates
@@ -129,7 +129,7 @@ class Adapt:
         with self._metrics.stage("store") as storing:
             storing.attributes = {"pairs": len(new_pairs)}
             # A caller that leaves must not stop a transaction half-way: the thread runs to its end.
-            outcome, user = await asyncio.get_running_loop().run_in_executor(
+            outcome, _ = await commit(
                 self._executor,
                 in_context(
                     lambda: self._repository.adapt(
@@ -143,11 +143,11 @@ class Adapt:
                         solve=solve_timed,
                     )
                 ),
+                lambda stored: self._users.publish(stored[1]),
             )
             if not outcome.replayed:
                 solving.attributes = {"pairs": outcome.pairs_total}
                 storing.inner = (solving,)
-        self._users.publish(user)
         self._metrics.adaptations.labels("replayed" if outcome.replayed else "stored").inc()
         if not outcome.replayed:
             self._metrics.pairs_adapted.inc(outcome.pairs_stored)

@@ -1,4 +1,4 @@
-"""Texts to base rewards: content cache, rendering, single flight, engine."""
+"""Texts to base rewards: content caches, rendering, single flight, engine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import Text, TextKeys, token_key
 from service.store.caches import BaseRewardCache, CachedBaseRewards
+from service.store.shared import SharedBaseRewards
 
 CacheScope = Literal["tenant", "shared"]
 
@@ -58,6 +59,7 @@ class BaseRewardReader:
         cache: BaseRewardCache,
         cache_scope: CacheScope,
         metrics: Metrics,
+        shared: SharedBaseRewards | None = None,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
@@ -65,10 +67,11 @@ class BaseRewardReader:
         self._cache = cache
         self._cache_scope = cache_scope
         self._metrics = metrics
+        self._shared = shared
         self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
 
     async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> BaseRewards:
-        """Base rewards of `texts`, from the cache or the engine.
+        """Base rewards of `texts`, from the caches or the engine.
 
         Raises:
             InvalidInput: Texts are too long and `truncate` is false, or cannot be rendered; every one is listed.
@@ -80,15 +83,17 @@ class BaseRewardReader:
             keys = self._text_keys(scope, texts)
             now = time.monotonic()
             entries: list[CachedBaseRewards | None] = [self._cache.get(key, now) for key in keys]
-            # A text that was shortened for another caller is no answer for one who did not ask for that: rendering it
-            # again reports its length.
-            missing = [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]
+            missing = _missing(entries, truncate)
+            self._metrics.base_reward_cache.labels("memory", "hit").inc(len(texts) - len(missing))
+            if missing:
+                self._metrics.base_reward_cache.labels("memory", "miss").inc(len(missing))
+                if self._shared is not None:
+                    await self._ask_shared(self._shared, keys, entries, now)
+                    missing = _missing(entries, truncate)
             cache.attributes = {"texts": len(texts), "hits": len(texts) - len(missing)}
-        self._metrics.base_reward_cache.labels("memory", "hit").inc(len(texts) - len(missing))
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
-            self._metrics.base_reward_cache.labels("memory", "miss").inc(len(missing))
             with self._metrics.stage("tokenise") as tokenise:
                 tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
                 tokens = sum(len(text.token_ids) for text in tokenised)
@@ -108,6 +113,24 @@ class BaseRewardReader:
             tokenise_s=tokenise_s,
             engine_s=engine_s,
         )
+
+    async def _ask_shared(
+        self,
+        shared: SharedBaseRewards,
+        keys: Sequence[bytes],
+        entries: list[CachedBaseRewards | None],
+        now: float,
+    ) -> None:
+        """Fill gaps in `entries` with what other replicas computed, and remember it."""
+        wanted = [i for i, entry in enumerate(entries) if entry is None]
+        hits = 0
+        for i, entry in zip(wanted, await shared.get([keys[i] for i in wanted]), strict=True):
+            if entry is not None:
+                entries[i] = entry
+                self._cache.put(keys[i], entry, now)
+                hits += 1
+        self._metrics.base_reward_cache.labels("redis", "hit").inc(hits)
+        self._metrics.base_reward_cache.labels("redis", "miss").inc(len(wanted) - hits)
 
     def _text_keys(self, scope: str, texts: Sequence[Text]) -> list[bytes]:
         prompt_keys: dict[int, bytes] = {}
@@ -150,4 +173,15 @@ class BaseRewardReader:
         for i, rewards_K in zip(wanted, computed, strict=True):
             found[i] = known = entry(i, rewards_K)
             self._cache.put(keys[i], known, now)
+        if self._shared is not None and wanted:
+            self._shared.put({keys[i]: entry(i, rewards_K) for i, rewards_K in zip(wanted, computed, strict=True)})
         return [known for known in found if known is not None]
+
+
+def _missing(entries: Sequence[CachedBaseRewards | None], truncate: bool) -> list[int]:
+    """Indices of texts that are not known.
+
+    A text that was shortened for another caller is no answer for one who did not ask for that: rendering it again
+    reports its length.
+    """
+    return [i for i, entry in enumerate(entries) if entry is None or (entry.truncated and not truncate)]

@@ -6,8 +6,10 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from service.errors import MetarewardError
+from service.observability.metrics import Metrics
 from service.operations.engine import Engine
 from service.operations.lifecycle import Lifecycle
 from service.store.database import Database
@@ -21,6 +23,13 @@ class Readiness:
     degraded: list[str] = field(default_factory=list)
 
 
+class Dependency(Protocol):
+    """A shared dependency that can be asked whether it is there."""
+
+    async def ping(self) -> None:
+        """Return if it is, within its own time limit; else raise `Unavailable` with the reason."""
+
+
 class ReadinessCheck:
     """The use case behind `/ready`. Lives on one event loop.
 
@@ -28,10 +37,21 @@ class ReadinessCheck:
     them would leave at once.
     """
 
-    def __init__(self, *, engine: Engine, database: Database, lifecycle: Lifecycle, timeout_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        database: Database,
+        lifecycle: Lifecycle,
+        redis: Dependency | None = None,
+        metrics: Metrics | None = None,
+        timeout_s: float = 2.0,
+    ) -> None:
         self._engine = engine
         self._database = database
         self._lifecycle = lifecycle
+        self._redis = redis
+        self._metrics = metrics
         self._timeout_s = timeout_s
         # Of its own: where requests wait for a database that hangs, the question must not queue behind them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
@@ -39,7 +59,7 @@ class ReadinessCheck:
         self._asked_at = 0.0
 
     async def __call__(self) -> Readiness:
-        """Ask the engine and the database; the answer takes `timeout_s` at most."""
+        """Ask the engine, the database and Redis; the answer takes little more than `timeout_s` at most."""
         degraded = []
         # One question at a time: those that come while it hangs learn from it.
         if self._asking is None or self._asking.done():
@@ -52,10 +72,21 @@ class ReadinessCheck:
             degraded.append(f"database: no answer within {self._timeout_s:g} s")
         except MetarewardError as error:
             degraded.append(str(error))
+        self._tell("database", up=not degraded)
+        if self._redis is not None:
+            try:
+                await self._redis.ping()
+            except MetarewardError as error:
+                degraded.append(str(error))
         healthy = self._engine.healthy
+        self._tell("engine", up=healthy)
         if self._engine.shared and not healthy:
             degraded.append("engine: no worker answers; texts that are not cached get 503")
         return Readiness((healthy or self._engine.shared) and not self._lifecycle.draining, degraded)
+
+    def _tell(self, dependency: str, *, up: bool) -> None:
+        if self._metrics is not None:
+            self._metrics.dependency_up.labels(dependency).set(up)
 
     def close(self) -> None:
         """Let the thread go; a question that hangs ends by the database's own time limit."""

@@ -1,8 +1,9 @@
-"""The state of a user: from memory, the database, or the checkpoint's start."""
+"""The state of a user: from memory, the replicas' shared store, the database, or the checkpoint's start."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from service.observability.metrics import Metrics
 from service.operations.evidence import support_of
 from service.store.caches import UserCache
 from service.store.records import StoredUser
+from service.store.shared import SharedTombstone, SharedUser, SharedUsers
 from service.store.users import UserRepository
 
 Standing = Literal["adapted", "cold_start", "stale"]
@@ -36,13 +38,30 @@ class ResolvedUser:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What the database said, and whether it is the row itself and not solved anew for this checkpoint."""
+
+    user: StoredUser | None
+    is_row: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A read of the database for all who ask meanwhile."""
+
+    began: float
+    loaded: asyncio.Future[_Loaded]
+
+
 class UserStates:
     """Resolves users. Lives on one event loop; the database is asked from threads.
 
-    A remembered state is trusted for `revalidate_s`; after that the database is asked again, once for all callers.
-    While the database does not answer, a remembered state serves until it is `stale_limit_s` old. A user who is not
-    remembered gets an error then, never a silent cold start. Nobody waits to learn of an outage that is known: after
-    a failed read the database is left alone for `pause_s`, then one read tries it again.
+    A remembered state is trusted for `revalidate_s`. After that the replicas' shared store is asked, where there is
+    one and what it holds is young enough; then the database, once for all callers. While the database does not
+    answer, a remembered or shared state serves until it is `stale_limit_s` old. A user who is not known gets an error
+    then, never a silent cold start. Nobody waits to learn of an outage that is known: after a failed read the database
+    is left alone for `pause_s`, then one read tries it again.
     """
 
     def __init__(
@@ -54,12 +73,14 @@ class UserStates:
         checkpoint: Checkpoint,
         stale_limit_s: float,
         metrics: Metrics,
+        shared: SharedUsers | None = None,
         revalidate_s: float = 1.0,
         pause_s: float = 1.0,
     ) -> None:
         self._repository = repository
         self._executor = executor
         self._cache = cache
+        self._shared = shared
         self._checkpoint = checkpoint
         self._stale_limit_s = stale_limit_s
         self._revalidate_s = revalidate_s
@@ -69,7 +90,7 @@ class UserStates:
         self._retrying = False
         self._metrics = metrics
         self._start = solve(Support.empty(checkpoint.heads), checkpoint.start)
-        self._reads: dict[tuple[str, str], asyncio.Future[StoredUser | None]] = {}
+        self._reads: dict[tuple[str, str], _Read] = {}
 
     @property
     def start(self) -> UserState:
@@ -90,10 +111,13 @@ class UserStates:
             return self._resolved(entry.user)
         self._metrics.user_cache.labels("memory", "miss").inc()
         try:
-            user = await self._read(tenant_id, user_id)
-            if _version(user) < min_version:
-                # The read may have been another caller's, begun before that version was committed.
-                user = await self._read(tenant_id, user_id)
+            shared = None if self._shared is None else await self._ask_shared(self._shared, tenant_id, user_id)
+            if shared is not None and shared.version >= min_version:
+                return self._resolved(shared)
+            user, began = await self._ask_database(tenant_id, user_id)
+            if _version(user) < min_version and began < now:
+                # The read was another caller's, and may have begun before that version was committed.
+                user, _ = await self._ask_database(tenant_id, user_id, since=now)
         except Unavailable:
             stale = self._cache.get_stale((tenant_id, user_id), now, self._stale_limit_s)
             if stale is None or stale.user is None or stale.user.version < min_version:
@@ -111,65 +135,107 @@ class UserStates:
         """
         if user.checkpoint_id == self._checkpoint.checkpoint_id:
             self._cache.publish(user, time.monotonic())
+        if self._shared is not None:
+            self._shared.publish_committed(user)
 
-    def publish_absent(self, tenant_id: str, user_id: str) -> None:
-        """Remember that a user was just erased."""
+    def forget(self, tenant_id: str, user_id: str, incarnation: int | None) -> asyncio.Task[None] | None:
+        """Remember that a user was just erased: the life that ended, or None if there was none.
+
+        Returns:
+            What ends when the other replicas can know, where there is a store to tell them by; it does not raise.
+        """
         self._cache.publish_absent(tenant_id, user_id, time.monotonic())
+        return None if self._shared is None else self._shared.erase(tenant_id, user_id, incarnation)
 
-    async def _read(self, tenant_id: str, user_id: str) -> StoredUser | None:
-        """The user from the database, read once for all who ask meanwhile."""
-        if self._retrying:
-            self._refuse_in_outage(float("inf"))
-        self._refuse_in_outage(self._pause_s)
+    async def _ask_shared(self, shared: SharedUsers, tenant_id: str, user_id: str) -> StoredUser | None:
+        """What another replica knows of a user, if it stands for the database; it is remembered either way."""
+        began = time.monotonic()
+        found = await shared.get(tenant_id, user_id)
+        usable = isinstance(found, SharedUser) and found.user.checkpoint_id == self._checkpoint.checkpoint_id
+        self._metrics.user_cache.labels("redis", "hit" if usable else "miss").inc()
+        if isinstance(found, SharedTombstone):
+            self._cache.drop_erased(tenant_id, user_id, found.incarnation)
+        if not isinstance(found, SharedUser) or not usable:
+            return None
+        confirmed_at = began - found.age_s
+        # While memory holds something newer, only the database can tell which is right.
+        known = self._cache.get((tenant_id, user_id))
+        if known is not None:
+            if known.user is None and known.confirmed_at >= confirmed_at:
+                return None
+            if known.user is not None and _order(known.user) > _order(found.user):
+                return None
+        self._cache.publish(found.user, began if found.trusted else confirmed_at, confirmed_at)
+        return found.user if found.trusted else None
+
+    async def _ask_database(
+        self, tenant_id: str, user_id: str, since: float = -math.inf
+    ) -> tuple[StoredUser | None, float]:
+        """The user from the database, in one read for all who ask meanwhile, and when that read began.
+
+        One that began before `since` will not do.
+        """
         key = (tenant_id, user_id)
-        reading = self._reads.get(key)
-        if reading is None:
-            began = time.monotonic()
-            retries = self._retrying = self._outage is not None
-            reading = asyncio.get_running_loop().run_in_executor(self._executor, self._load, tenant_id, user_id)
-            self._reads[key] = reading
-
-            def remember(done: asyncio.Future[StoredUser | None]) -> None:
-                del self._reads[key]
-                if retries:
-                    self._retrying = False
-                if done.cancelled() or done.exception() is not None:
-                    return
-                user = done.result()
-                if user is None:
-                    self._cache.publish_absent(tenant_id, user_id, began)
-                else:
-                    self._cache.publish(user, began)
-
-            reading.add_done_callback(remember)
+        while (read := self._reads.get(key)) is not None and read.began < since:
+            await asyncio.wait([read.loaded])
+        if self._retrying:
+            self._refuse_in_outage(math.inf)
+        self._refuse_in_outage(self._pause_s)
+        if read is None:
+            read = self._begin_read(tenant_id, user_id)
         # Shielded: a caller that leaves must not take the answer from the others.
-        return await asyncio.shield(reading)
+        return (await asyncio.shield(read.loaded)).user, read.began
+
+    def _begin_read(self, tenant_id: str, user_id: str) -> _Read:
+        key = (tenant_id, user_id)
+        retries = self._retrying = self._outage is not None
+        read = self._reads[key] = _Read(
+            time.monotonic(),
+            asyncio.get_running_loop().run_in_executor(self._executor, self._load, tenant_id, user_id),
+        )
+
+        def remember(done: asyncio.Future[_Loaded]) -> None:
+            del self._reads[key]
+            if retries:
+                self._retrying = False
+            if done.cancelled() or done.exception() is not None:
+                return
+            loaded = done.result()
+            if loaded.user is None:
+                self._cache.publish_absent(tenant_id, user_id, read.began)
+                return
+            self._cache.publish(loaded.user, read.began)
+            if self._shared is not None and loaded.is_row:
+                self._shared.publish_read(loaded.user)
+
+        read.loaded.add_done_callback(remember)
+        return read
 
     def _refuse_in_outage(self, within_s: float) -> None:
         outage = self._outage
         if outage is not None and time.monotonic() - outage[0] < within_s:
             raise Unavailable(outage[1].message, outage[1].retry_after_s)
 
-    def _load(self, tenant_id: str, user_id: str) -> StoredUser | None:
+    def _load(self, tenant_id: str, user_id: str) -> _Loaded:
         # Reads that queued for a thread while others failed would each wait as long again.
         self._refuse_in_outage(self._pause_s)
         try:
-            user = self._load_from_database(tenant_id, user_id)
+            loaded = self._load_from_database(tenant_id, user_id)
         except Unavailable as error:
             self._outage = (time.monotonic(), error)
             raise
         self._outage = None
-        return user
+        return loaded
 
-    def _load_from_database(self, tenant_id: str, user_id: str) -> StoredUser | None:
+    def _load_from_database(self, tenant_id: str, user_id: str) -> _Loaded:
         user = self._repository.get(tenant_id, user_id)
         if user is None or user.checkpoint_id == self._checkpoint.checkpoint_id:
-            return user
+            return _Loaded(user, is_row=True)
         # Adapted under another checkpoint. Pairs under the same heads are evidence for this one's start as well;
         # under other heads there are none, and the start it is.
         pairs = self._repository.pairs(tenant_id, user_id, self._checkpoint.heads_id)
         state = solve(support_of(pairs, self._checkpoint.heads), self._checkpoint.start)
-        return replace(
+        solved = replace(
             user,
             checkpoint_id=self._checkpoint.checkpoint_id,
             heads_id=self._checkpoint.heads_id,
@@ -177,6 +243,7 @@ class UserStates:
             factor=state.factor,
             pairs=len(pairs),
         )
+        return _Loaded(solved, is_row=False)
 
     def _resolved(self, user: StoredUser | None, *, stale: bool = False) -> ResolvedUser:
         if user is None:
@@ -187,3 +254,7 @@ class UserStates:
 
 def _version(user: StoredUser | None) -> int:
     return 0 if user is None else user.version
+
+
+def _order(user: StoredUser) -> tuple[int, int]:
+    return user.incarnation, user.version

@@ -6,6 +6,8 @@ import asyncio
 from concurrent.futures import Executor
 
 from service.errors import NotFound
+from service.observability.context import in_context
+from service.operations.commits import commit
 from service.operations.user_states import UserStates
 from service.store.records import StoredUser
 from service.store.users import UserRepository
@@ -51,9 +53,14 @@ class Users:
             NotFound: There is no such user.
             Unavailable: The database does not answer.
         """
-        erased = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._repository.erase, tenant_id, user_id
+        telling: list[asyncio.Task[None] | None] = []
+        incarnation = await commit(
+            self._executor,
+            in_context(lambda: self._repository.erase(tenant_id, user_id)),
+            lambda erased: telling.append(self._states.forget(tenant_id, user_id, erased)),
         )
-        self._states.publish_absent(tenant_id, user_id)
-        if not erased:
+        for told in telling:
+            if told is not None:
+                await asyncio.shield(told)
+        if incarnation is None:
             raise NotFound("No such user: nothing to delete.")

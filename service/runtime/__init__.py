@@ -7,7 +7,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service import __version__
 from service.backbone.golden import GOLDEN_TEXTS
@@ -32,6 +32,9 @@ from service.settings import Settings
 from service.store.caches import BaseRewardCache, UserCache
 from service.store.database import Database
 from service.store.users import UserRepository
+
+if TYPE_CHECKING:
+    from service.runtime.redis import RedisParts
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Runtime:
     database: Database
     executor: ThreadPoolExecutor
     engine: EngineParts
+    redis: RedisParts | None
 
     async def warm_up(self) -> None:
         """Take the way of a request once, so that the first caller does not pay for connections and lazy set-up."""
@@ -83,6 +87,11 @@ class Runtime:
             except MetarewardError as error:  # a missing table too: `metareward db upgrade` may come while this runs
                 logger.warning("expired answers stay for now: %s", error)
 
+    async def leave(self) -> None:
+        """Let go of what lives on this event loop; before `close`."""
+        if self.redis is not None:
+            await self.redis.close()
+
     def close(self) -> None:
         """Finish accepted work, then release the device, the threads and the database."""
         self.engine.close()
@@ -103,6 +112,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     try:
         require_a_key(settings, database)
         checkpoint = load_checkpoint(settings.checkpoint)
+        redis = _open_redis(settings, secret, checkpoint, metrics)
         parts = open_engine(settings, checkpoint, metrics)
     except BaseException:
         database.close()
@@ -126,6 +136,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         cache=BaseRewardCache(settings.base_reward_cache_entries, settings.base_reward_cache_ttl_s),
         cache_scope=settings.cache_scope,
         metrics=metrics,
+        shared=None if redis is None else redis.base_rewards,
     )
     states = UserStates(
         repository=repository,
@@ -134,6 +145,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         checkpoint=checkpoint,
         stale_limit_s=settings.stale_limit_s,
         metrics=metrics,
+        shared=None if redis is None else redis.users,
     )
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
@@ -156,7 +168,13 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         users=Users(repository=repository, executor=executor, states=states),
         states=states,
         base_rewards=base_rewards,
-        readiness=ReadinessCheck(engine=engine, database=database, lifecycle=lifecycle),
+        readiness=ReadinessCheck(
+            engine=engine,
+            database=database,
+            lifecycle=lifecycle,
+            redis=None if redis is None else redis.client,
+            metrics=metrics,
+        ),
         lifecycle=lifecycle,
         info=_info(settings, checkpoint, parts),
         checkpoint_id=checkpoint.checkpoint_id,
@@ -165,7 +183,16 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         database=database,
         executor=executor,
         engine=parts,
+        redis=redis,
     )
+
+
+def _open_redis(settings: Settings, secret: bytes, checkpoint: Checkpoint, metrics: Metrics) -> RedisParts | None:
+    if not settings.redis_url.get_secret_value():
+        return None
+    from service.runtime.redis import open_redis
+
+    return open_redis(settings, secret, checkpoint, metrics)
 
 
 def personalises(checkpoint: Checkpoint) -> bool | None:

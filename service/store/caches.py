@@ -51,10 +51,17 @@ class LruCache(Generic[K, V]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedUser:
-    """A user as known at `fetched_at`; None for a user known to be absent."""
+    """A user as known; None for a user known to be absent.
+
+    Attributes:
+        user: The row, or None.
+        fetched_at: When it was last read, from wherever: how soon to look again.
+        confirmed_at: When the database last said so: how stale it may be.
+    """
 
     user: StoredUser | None
     fetched_at: float
+    confirmed_at: float
 
 
 class UserCache:
@@ -68,42 +75,57 @@ class UserCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def get(self, key: tuple[str, str]) -> CachedUser | None:
+        """The entry, however old; it may say that the user is absent."""
+        return self._entries.get(key)
+
     def get_fresh(self, key: tuple[str, str], now: float, ttl_s: float = 1.0) -> CachedUser | None:
         """The entry if it was fetched within `ttl_s`; it may say that the user is absent."""
         entry = self._entries.get(key)
         return entry if entry is not None and now - entry.fetched_at <= ttl_s else None
 
     def get_stale(self, key: tuple[str, str], now: float, stale_limit_s: float) -> CachedUser | None:
-        """The entry of a present user fetched within `stale_limit_s`, for when the database does not answer.
+        """The entry of a present user confirmed within `stale_limit_s`, for when the database does not answer.
 
         Old knowledge that a user is absent is not returned: it would be a silent cold start.
         """
-        entry = self.get_fresh(key, now, stale_limit_s)
-        return entry if entry is not None and entry.user is not None else None
+        entry = self._entries.get(key)
+        if entry is None or entry.user is None or now - entry.confirmed_at > stale_limit_s:
+            return None
+        return entry
 
-    def publish(self, user: StoredUser, fetched_at: float) -> None:
+    def publish(self, user: StoredUser, fetched_at: float, confirmed_at: float | None = None) -> None:
         """Store `user`, read or committed at `fetched_at`, unless the entry is newer.
 
-        For a read, pass the time at which it *began*: what was committed and published since then is newer.
+        For a read, pass the time at which it *began*: what was committed and published since then is newer. For a
+        read from elsewhere than the database, pass as `confirmed_at` when the database said so.
         """
         key = (user.tenant_id, user.user_id)
+        confirmed_at = fetched_at if confirmed_at is None else confirmed_at
         entry = self._entries.get(key)
         if entry is not None:
             if entry.user is None:
-                if entry.fetched_at > fetched_at:
+                if entry.confirmed_at > confirmed_at:
                     return
             elif (entry.user.incarnation, entry.user.version) > (user.incarnation, user.version):
                 return
             else:
                 fetched_at = max(fetched_at, entry.fetched_at)
-        self._entries.put(key, CachedUser(user, fetched_at))
+                confirmed_at = max(confirmed_at, entry.confirmed_at)
+        self._entries.put(key, CachedUser(user, fetched_at, confirmed_at))
 
     def publish_absent(self, tenant_id: str, user_id: str, fetched_at: float) -> None:
         """Store that there was no such user at `fetched_at` (a read that began then, or an erase)."""
         key = (tenant_id, user_id)
         entry = self._entries.get(key)
-        if entry is None or entry.fetched_at <= fetched_at:
-            self._entries.put(key, CachedUser(None, fetched_at))
+        if entry is None or entry.confirmed_at <= fetched_at:
+            self._entries.put(key, CachedUser(None, fetched_at, fetched_at))
+
+    def drop_erased(self, tenant_id: str, user_id: str, incarnation: int) -> None:
+        """Forget a user of whom this incarnation, and every earlier one, was erased."""
+        entry = self._entries.get((tenant_id, user_id))
+        if entry is not None and entry.user is not None and entry.user.incarnation <= incarnation:
+            self._entries.drop((tenant_id, user_id))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

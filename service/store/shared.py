@@ -6,6 +6,7 @@ nothing, and who asked goes to the database or the engine.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,10 +59,10 @@ class SharedUsers(Protocol):
     def publish_committed(self, user: StoredUser) -> None:
         """Share a row just committed. If that fails, older entries are taken out before this replica trusts any."""
 
-    async def erase(self, tenant_id: str, user_id: str, incarnation: int | None) -> None:
-        """Forget a user and refuse to learn of this life (and earlier ones) again.
+    def erase(self, tenant_id: str, user_id: str, incarnation: int | None) -> asyncio.Task[None]:
+        """Forget a user and refuse to learn of this life (and earlier ones) again; the task ends when that is done.
 
-        If that fails it is made up for before this replica trusts the shared store again.
+        If it fails it is made up for before this replica trusts the shared store again; the task does not raise.
 
         Args:
             tenant_id: Whose user.

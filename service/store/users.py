@@ -179,10 +179,18 @@ class UserRepository:
 
         return self._database.transaction(work)
 
-    def erase(self, tenant_id: str, user_id: str) -> bool:
-        """Delete the user and all that hangs on it: pairs, kept answers. False if there was no such user."""
-        statement = delete(UserRow).where(UserRow.tenant_id == tenant_id, UserRow.user_id == user_id)
-        return self._database.transaction(lambda connection: connection.execute(statement).rowcount > 0)
+    def erase(self, tenant_id: str, user_id: str) -> int | None:
+        """Delete the user and all that hangs on it: pairs, kept answers.
+
+        Returns:
+            The incarnation that ended, or None if there was no such user.
+        """
+        statement = (
+            delete(UserRow)
+            .where(UserRow.tenant_id == tenant_id, UserRow.user_id == user_id)
+            .returning(UserRow.incarnation)
+        )
+        return self._database.transaction(lambda connection: connection.execute(statement).scalar_one_or_none())
 
     def purge_expired(self) -> int:
         """Delete the expired answers of all users, and return how many they were. To be called now and then."""
