@@ -132,6 +132,8 @@ def _exception(record: logging.LogRecord) -> BaseException | None:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Mapping) and value:
+        return ",".join(f"{name}:{_plain(inner)}" for name, inner in value.items())
     text = value if isinstance(value, str) else _json(value)
     # No field can end the line or look like another field.
     return text if re.fullmatch(r"[^\s\"=]+", text) else _json(text)

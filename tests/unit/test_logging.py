@@ -1,0 +1,115 @@
+"""The formatters and what they tell of exceptions, without a server."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy
+
+from service.errors import EngineError
+from service.observability import context
+from service.observability.logging import configure_logging
+from service.observability.redaction import describe, tell
+
+SECRET = "zyxsecretzyx"
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """A configured log; afterwards the test process logs as before."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), sys.excepthook, threading.excepthook, sys.unraisablehook
+    stream = io.StringIO()
+    configure_logging("info", "auto", stream)
+    yield stream
+    level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = before
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+    for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_what_is_no_terminal_gets_one_json_object_a_line(stream: io.StringIO) -> None:
+    context.request_id.set("r1")
+    logging.getLogger("service.x").info("two\nlines of %d", 2, extra={"ms": 1.5, "odd": "\ud800", "what": object()})
+    logging.getLogger("service.x").debug("not at this level")
+    logging.getLogger("httpx").info("HTTP Request: GET http://host/users/ada")
+    context.request_id.set("")
+    line = json.loads(stream.getvalue())
+    timestamp = line.pop("timestamp")
+    assert len(timestamp) == len("2026-01-31T12:00:00.000Z")
+    assert timestamp.endswith("Z")
+    assert line == {
+        "level": "info",
+        "logger": "service.x",
+        "message": "two\nlines of 2",
+        "request_id": "r1",
+        "ms": 1.5,
+        "odd": "\ud800",
+        "what": "<object>",
+    }
+
+
+def test_text_lines_quote_what_could_pass_for_another_field(stream: io.StringIO) -> None:
+    configure_logging("info", "text", stream)
+    logging.getLogger("service.x").info("said", extra={"a": "x\ny level=debug", "b": {"user": 0.5}})
+    assert stream.getvalue().endswith('INFO    service.x: said a="x\\ny level=debug" b=user:0.5\n')
+
+
+def test_a_thread_that_dies_is_told_of_without_its_message(stream: io.StringIO) -> None:
+    def dies() -> None:
+        raise ValueError(SECRET)
+
+    thread = threading.Thread(target=dies, name="some-thread")
+    thread.start()
+    thread.join()
+    line = json.loads(stream.getvalue())
+    assert line["message"] == "the thread some-thread died"
+    assert line["exception"].endswith(f"ValueError: (message of {len(SECRET)} characters withheld)")
+
+
+def test_a_thread_of_an_executor_knows_the_request_where_it_is_told() -> None:
+    context.request_id.set("r2")
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(lambda: None).result()
+        assert executor.submit(context.request_id.get).result() == ""
+        assert executor.submit(context.in_context(context.request_id.get)).result() == "r2"
+    context.request_id.set("")
+
+
+def test_messages_are_told_only_of_errors_that_quote_nothing() -> None:
+    class RowError(Exception):
+        sqlstate = "23505"
+
+    assert describe(EngineError("the device failed")) == "service.errors.EngineError: the device failed"
+    assert describe(ConnectionRefusedError(111, "refused", SECRET)) == "ConnectionRefusedError: [Errno 111] refused"
+    assert describe(RowError(f"Key (user_id)=({SECRET})")).endswith("RowError: SQLSTATE 23505")
+    assert describe(KeyError(SECRET)) == f"KeyError: (message of {len(SECRET) + 2} characters withheld)"
+    assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_a_traceback_tells_causes_and_groups_but_no_row() -> None:
+    engine = sqlalchemy.create_engine("sqlite://", hide_parameters=True)
+    table = sqlalchemy.Table("users", sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Text, primary_key=True))
+    with engine.connect() as connection:
+        table.create(connection)
+        connection.execute(table.insert(), {"id": SECRET})
+        with pytest.raises(sqlalchemy.exc.IntegrityError) as caught:
+            connection.execute(table.insert(), {"id": SECRET})
+    told = tell(ExceptionGroup(SECRET, [caught.value, ValueError(SECRET)]))
+    assert "sqlite3.IntegrityError: UNIQUE constraint failed: users.id" in told
+    assert "The above exception was the direct cause" in told
+    assert "sqlalchemy.exc.IntegrityError: (message of" in told
+    assert SECRET not in told
+
+
+def test_exceptions_that_cause_each_other_are_told_once() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert tell(first).count("ValueError") == 2
