@@ -154,16 +154,11 @@ class Adapt:
             before, after = (outcome.report[f"support_loss_{when}"] for when in ("before", "after"))
             if before is not None and after is not None:
                 self._metrics.adapt_loss_delta.observe(before - after)
-        return Adapted(
-            outcome,
-            {
-                "tokenise": base.tokenise_s * 1e3,
-                "engine": base.engine_s * 1e3,
-                "solve": solving.seconds * 1e3,
-                "store": storing.seconds * 1e3,
-                "total": (time.perf_counter() - started) * 1e3,
-            },
-        )
+        timings_ms = {"solve": solving.seconds * 1e3, "store": storing.seconds * 1e3}
+        if self._base_rewards.tells_times:
+            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
+            timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        return Adapted(outcome, timings_ms)
 
     def _solve(self, stored: Sequence[StoredPair]) -> Solution:
         support = support_of(stored, self._checkpoint.heads)

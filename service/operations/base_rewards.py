@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,7 @@ class BaseRewardReader:
         cache_scope: CacheScope,
         metrics: Metrics,
         shared: SharedBaseRewards | None = None,
+        charge: Callable[[str, int], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
@@ -68,13 +69,20 @@ class BaseRewardReader:
         self._cache_scope = cache_scope
         self._metrics = metrics
         self._shared = shared
+        self._charge = charge
         self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
+
+    @property
+    def tells_times(self) -> bool:
+        """Whether the caller may learn how long its texts took: in a shared cache that tells what others scored."""
+        return self._cache_scope == "tenant"
 
     async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> BaseRewards:
         """Base rewards of `texts`, from the caches or the engine.
 
         Raises:
             InvalidInput: Texts are too long and `truncate` is false, or cannot be rendered; every one is listed.
+            QuotaExceeded: The tenant's tokens of this minute are used up; nothing was computed.
             Overloaded: The engine's queue is full; nothing was computed.
             Unavailable, EngineError: From the engine.
         """
@@ -98,6 +106,8 @@ class BaseRewardReader:
                 tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
                 tokens = sum(len(text.token_ids) for text in tokenised)
                 tokenise.attributes = {"texts": len(missing), "tokens": tokens}
+            if self._charge is not None:
+                await self._charge(tenant_id, tokens)
             with self._metrics.stage("engine") as engine:
                 engine.attributes = {"texts": len(missing), "tokens": tokens}
                 computed = await self._compute(scope, [keys[i] for i in missing], tokenised)

@@ -101,9 +101,10 @@ class Score:
             self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
         timings_ms = {"user": user_stage.seconds * 1e3}
-        if base.tokens:
+        if base.tokens and self._base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
-        timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        if self._base_rewards.tells_times:
+            timings_ms["total"] = (time.perf_counter() - started) * 1e3
         return ScoreAnswer(results, timings_ms)
 
     async def _resolve(self, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:

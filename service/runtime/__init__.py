@@ -128,7 +128,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     engine = parts.engine
     executor = ThreadPoolExecutor(settings.database_pool_size, thread_name_prefix="store")
     repository = UserRepository(database, settings.support_limit, settings.idempotency_ttl_s)
-    limits = TenantLimits(metrics=metrics)
+    limits = TenantLimits(metrics=metrics, shared=None if redis is None else redis.counters)
     base_rewards = BaseRewardReader(
         engine=engine,
         renderer=parts.renderer,
@@ -137,6 +137,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         cache_scope=settings.cache_scope,
         metrics=metrics,
         shared=None if redis is None else redis.base_rewards,
+        charge=limits.charge_tokens,
     )
     states = UserStates(
         repository=repository,
