@@ -139,7 +139,7 @@ class Gate:
             departure.end()
             if taken:
                 self._lifecycle.end_request(body.bytes)
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path_format", "unmatched")
             self._observer.end(observed, scope["method"], route, status, body.bytes)
 
     def _check_headers(self, scope: Scope) -> None:
