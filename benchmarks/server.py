@@ -24,6 +24,10 @@ class ServerProcess:
 
     # What Python runs.
     command: tuple[str, ...] = ("-m", "service", "serve")
+    # Settings of the ports that it listens on.
+    ports: tuple[str, ...] = ("PORT", "METRICS_PORT")
+    # The word before its URL in what it prints.
+    announces = "API"
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
@@ -50,8 +54,7 @@ class ServerProcess:
         environment = {
             **{name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}},
             "DATA_DIR": str(self.data_dir),
-            "PORT": "0",
-            "METRICS_PORT": "0",
+            **dict.fromkeys(self.ports, "0"),
             "PYTHONUNBUFFERED": "1",
             **self._settings,
         }
@@ -81,7 +84,7 @@ class ServerProcess:
         assert process.stdout is not None
         for line in process.stdout:
             self._output.append(line)
-            if match := re.search(r"API +(http://\S+)$", line.strip()):
+            if match := re.match(rf"{self.announces} +(http://\S+)$", line.strip()):
                 self.url = match[1]
             if match := re.search(r"metrics +(http://\S+)$", line.strip()):
                 self.metrics_url = match[1]
