@@ -47,7 +47,13 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
                 await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
-        title="metareward", version=__version__, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
+        title="metareward",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # FastAPI's own would tell paths, bodies that did not validate, and messages of exceptions.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
     )
     app.state.runtime = runtime
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
