@@ -53,7 +53,13 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         # FastAPI's own would tell paths, bodies that did not validate, and messages of exceptions.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.state.runtime = runtime
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
