@@ -53,7 +53,8 @@ def worker(
     from service.observability.logging import configure_logging
     from service.observability.metrics import WorkerMetrics
     from service.observability.metrics_server import MetricsServer
-    from service.runtime.worker import build_worker, engine_key
+    from service.runtime.engine_key import engine_key
+    from service.runtime.worker import build_worker
 
     configure_logging(settings.log_level, settings.log_format)
     key = engine_key(settings, listens=True)

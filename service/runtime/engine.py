@@ -1,7 +1,8 @@
-"""The engine behind the operations: a worker in this process."""
+"""The engine behind the operations: a worker in this process, or remote ones."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -12,20 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backbone.golden import golden_texts_id, golden_token_ids
-from service.backbone.load import load_backbone
+from service.backbone.load import MINILM, load_backbone, load_renderer
 from service.backbone.protocol import Backbone, Dtype, Renderer
 from service.checkpoints import Checkpoint
 from service.errors import BackboneError, CheckpointError
 from service.observability.metrics import Metrics, WorkerMetrics
 from service.operations.engine import Engine
+from service.runtime.engine_key import engine_key
 from service.settings import Settings
+from service.worker.connection import Connection, GoldenRecord, worker_names
 from service.worker.messages import BaseRewardHeads
+from service.worker.remote import RemoteEngine
 from service.worker.selfcheck import SelfCheck, self_check
 from service.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 30.0
+FIRST_ANSWER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class EngineParts:
 
 
 def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | None = None) -> EngineParts:
-    """A running engine that has passed its self-check.
+    """A running engine that has passed its self-check; remote workers may be down and pass theirs when they come.
 
     Raises:
         ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
     """
+    if settings.engine_urls:
+        return _open_remote(settings, checkpoint, metrics or Metrics())
     backbone = load_backbone(
         settings.backbone or checkpoint.backbone.id,
         device=settings.device,
@@ -70,6 +77,61 @@ def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | N
         worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
 
     return EngineParts(worker, backbone.renderer, backbone.spec.as_json(), close)
+
+
+def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> EngineParts:
+    """Without torch: this process only makes token ids, and adds the biases to what comes back."""
+    wanted = checkpoint.backbone
+    renderer = load_renderer(settings.backbone or wanted.id, max_tokens=settings.max_tokens)
+    if renderer.template_id != wanted.template_id:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} was trained with another tokenizer or chat template of {wanted.id} than "
+            f"{settings.backbone or wanted.id} has here; set BACKBONE to the one it was trained on"
+        )
+    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
+    # Of a worker that does not tell what it computes in: a CUDA device's default, which is the wider tolerance.
+    unsaid: Dtype = "float32" if wanted.id == MINILM else "bfloat16"
+    dtype: Dtype = unsaid if settings.dtype == "auto" else settings.dtype
+    golden = GoldenRecord(
+        texts=golden_token_ids(renderer),
+        recorded_GK=None if recorded_GK is None else recorded_GK - checkpoint.b_K,
+        recorded_dtype=recorded_dtype,
+        dtype=dtype,
+    )
+    key = engine_key(settings)
+    connect = {
+        name: functools.partial(
+            Connection,
+            url,
+            key=key,
+            model=checkpoint.heads_id,
+            heads=checkpoint.heads,
+            timeout_s=settings.engine_timeout_s,
+        )
+        for name, url in worker_names(settings.engine_urls).items()
+    }
+    engine = RemoteEngine(
+        connect,
+        golden,
+        checkpoint.b_K,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_tokens=settings.max_queue_tokens,
+        max_queue_wait_s=settings.max_queue_wait_s,
+        timeout_s=settings.engine_timeout_s,
+        metrics=metrics,
+    )
+    engine.start(FIRST_ANSWER_TIMEOUT_S)
+    if not engine.healthy:
+        logger.warning("no worker of ENGINE_URL serves yet; texts that are not cached get 503 until one does")
+    description = {
+        "id": settings.backbone or wanted.id,
+        "fingerprint": wanted.fingerprint,
+        "template_id": wanted.template_id,
+        "hidden_size": wanted.hidden_size,
+        "max_tokens": renderer.max_tokens,
+        "workers": len(connect),
+    }
+    return EngineParts(engine, renderer, description, lambda: engine.close(settings.drain_timeout_s))
 
 
 def start_worker(

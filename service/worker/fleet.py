@@ -1,0 +1,137 @@
+"""Which remote workers may serve: let in once they prove themselves, looked after, and taken out when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from service.observability.metrics import Metrics
+from service.worker.balance import WorkerLoad, backoff_s
+from service.worker.connection import Connection, GoldenRecord
+from service.worker.remote_parts import RemoteWorker
+from service.worker.wire import WorkerBusy, WorkerFailed
+
+_log = logging.getLogger(__name__)
+
+# What finds a worker that froze while it held requests.
+_PROBE_INTERVAL_S: Final = 1.0
+# A text that one worker after another refuses must not have them score golden texts without end.
+_RECHECK_INTERVAL_S: Final = 0.5
+
+
+class Fleet:
+    """The workers of a remote engine. Lives on its event loop, but for the properties and `tried`."""
+
+    def __init__(
+        self,
+        connect: Mapping[str, Callable[[], Connection]],
+        golden: GoldenRecord,
+        metrics: Metrics,
+        *,
+        window_tokens: int,
+        lost: Callable[[RemoteWorker, bool], None],
+        gained: Callable[[], None],
+    ) -> None:
+        """`lost` hears of a worker that was taken out, and whether what it holds must be given up; `gained` of more."""
+        self._connect = connect
+        self._golden = golden
+        self._metrics = metrics
+        self._lost = lost
+        self._gained = gained
+        self.workers = {name: RemoteWorker(name, WorkerLoad(window_tokens)) for name in connect}
+        self.tried = threading.Event()
+        for worker in self.workers.values():
+            self.show(worker)
+
+    def up(self) -> list[RemoteWorker]:
+        """The workers that take texts."""
+        return [worker for worker in self.workers.values() if worker.load.up]
+
+    def next_attempt_s(self) -> float:
+        """Seconds until a worker that is out is asked again."""
+        return min(worker.next_attempt for worker in self.workers.values()) - time.monotonic()
+
+    def suspect(self, worker: RemoteWorker) -> None:
+        """Have it score the golden texts again, soon; it serves meanwhile."""
+        worker.suspicious = True
+        worker.attention.set()
+
+    def fail(self, worker: RemoteWorker, failure: WorkerFailed) -> None:
+        """Take a worker out, or note why it stays out."""
+        if worker.load.up:
+            worker.load.up = False
+            _log.warning("engine worker %s is taken out (%s): %s", worker.name, failure.reason, failure)
+        elif worker.last_failure == failure.reason:
+            return  # told already
+        else:
+            _log.warning("engine worker %s does not serve (%s): %s", worker.name, failure.reason, failure)
+        worker.last_failure = failure.reason
+        self._metrics.engine_ejections.labels(worker.name, failure.reason).inc()
+        worker.attention.set()
+        self.show(worker)
+        self._lost(worker, failure.hangs)
+
+    async def watch(self, worker: RemoteWorker) -> None:
+        """See to one worker, for ever; to be cancelled."""
+        worker.connection = connection = self._connect[worker.name]()
+        failures = 0
+        try:
+            while True:
+                try:
+                    await self._look(worker, connection)
+                    failures = 0
+                except WorkerBusy as busy:
+                    worker.load.paused_until = time.monotonic() + busy.retry_after_s
+                    failures += not worker.load.up
+                except WorkerFailed as failure:
+                    self.fail(worker, failure)
+                    failures += 1
+                except Exception:
+                    _log.exception("looking after engine worker %s failed. This is a bug", worker.name)
+                    failures += 1
+                worker.tried = True
+                if all(other.tried for other in self.workers.values()):
+                    self.tried.set()
+                await self._rest(worker, failures)
+        finally:
+            await connection.close()
+
+    async def _look(self, worker: RemoteWorker, connection: Connection) -> None:
+        if worker.load.up and not worker.suspicious:
+            await connection.probe()
+        else:
+            worker.suspicious = False
+            result = await connection.check(self._golden)
+            if not worker.load.up:
+                _log.info("engine worker %s serves: %s", worker.name, result)
+                worker.load.up = True
+                worker.load.paused_until = 0.0
+                worker.up_since = time.monotonic()
+                worker.last_failure = None
+                self.show(worker)
+                self._gained()
+        worker.load.told(connection.queued_tokens)
+
+    async def _rest(self, worker: RemoteWorker, failures: int) -> None:
+        """Until it is time to look again; sooner where something happened to it."""
+        if worker.load.up:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.attention.wait(), _PROBE_INTERVAL_S)
+                if worker.suspicious:
+                    await asyncio.sleep(_RECHECK_INTERVAL_S)
+        if not worker.is_up():
+            pause_s = backoff_s(failures)
+            worker.next_attempt = time.monotonic() + pause_s
+            await asyncio.sleep(pause_s)
+        worker.attention.clear()
+
+    def show(self, worker: RemoteWorker) -> None:
+        """Bring the metrics up to date."""
+        self._metrics.engine_workers_up.labels(worker.name).set(worker.load.up)
+        self._metrics.engine_worker_tokens.labels(worker.name).set(worker.load.tokens)
+        self._metrics.dependency_up.labels("engine").set(bool(self.up()))

@@ -1,0 +1,114 @@
+"""What the remote engine keeps books of: texts, requests in flight, workers. Lives on the engine's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from service.worker.balance import WorkerLoad
+from service.worker.connection import Connection
+from service.worker.messages import BaseRewards
+from service.worker.wire import Reason
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(slots=True, eq=False)
+class RemoteText:
+    """One text on its way to an answer.
+
+    Attributes:
+        token_ids: The text.
+        answer: Ends exactly once.
+        settled: Whether it has.
+        alone: Whether it is to be asked for in a request of its own.
+        refusals: Workers that answered but refused it, alone.
+        losses: Workers that were lost while they held it.
+        avoid: Workers that refused it.
+        flight: The request that it is in.
+        on_settled: Called once it has its answer.
+    """
+
+    token_ids: Sequence[int]
+    answer: Future[BaseRewards] = field(default_factory=Future)
+    settled: bool = False
+    alone: bool = False
+    refusals: int = 0
+    losses: int = 0
+    avoid: set[str] = field(default_factory=set)
+    flight: Flight | None = None
+    on_settled: Callable[[], None] = _nothing
+
+    @property
+    def tokens(self) -> int:
+        """What it costs."""
+        return len(self.token_ids)
+
+
+@dataclass(slots=True, eq=False)
+class RemoteWorker:
+    """One worker as this process knows it.
+
+    Attributes:
+        name: Host, port and path of its URL.
+        load: What the balancing goes by.
+        connection: To it; None before the loop runs.
+        flights: Requests that it has not answered.
+        attention: Set where it should be looked at before its turn.
+        suspicious: Whether it must score the golden texts again.
+        tried: Whether it was asked at least once.
+        up_since: When it was let in last.
+        last_failure: Why it is out.
+        next_attempt: When it is asked again, on the monotonic clock.
+    """
+
+    name: str
+    load: WorkerLoad
+    connection: Connection | None = None
+    flights: set[Flight] = field(default_factory=set)
+    attention: asyncio.Event = field(default_factory=asyncio.Event)
+    suspicious: bool = False
+    tried: bool = False
+    up_since: float = 0.0
+    last_failure: Reason | None = None
+    next_attempt: float = 0.0
+
+    async def ask(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        """A h of texts; see `Connection.classify`."""
+        if self.connection is None:
+            raise RuntimeError(f"{self.name} is asked before it is connected. This is a bug.")
+        return await self.connection.classify(texts)
+
+    def is_up(self) -> bool:
+        """Whether it takes texts now."""
+        return self.load.up
+
+
+class Flight:
+    """One request to one worker. `answered` once it was; `task` is the request itself."""
+
+    __slots__ = ("answered", "sent_at", "task", "texts", "tokens", "worker")
+
+    def __init__(self, worker: RemoteWorker, texts: list[RemoteText], sent_at: float) -> None:
+        self.worker = worker
+        self.texts = texts
+        self.tokens = sum(text.tokens for text in texts)
+        self.sent_at = sent_at
+        self.answered = False
+        self.task: asyncio.Task[None] | None = None
+
+    def is_settled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(text.settled for text in self.texts)
+
+    def cancel(self) -> None:
+        """Close it; the worker notices and drops what it has not begun."""
+        if self.task is not None:
+            self.task.cancel()
