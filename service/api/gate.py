@@ -115,6 +115,7 @@ class Gate:
             if not departure.noticed:
                 # The process ends and has run out of patience with this request.
                 if not answering:
+                    self._metrics.refusals.labels("draining").inc()
                     detail = "This server is ending. Repeat an adapt with its Idempotency-Key."
                     await _answer(send_and_note, _RefusedError(503, "draining", detail), request_id)
                 raise

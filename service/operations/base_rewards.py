@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
-from service.errors import FieldIssue, InvalidInput
+from service.errors import FieldIssue, InvalidInput, Overloaded
 from service.observability.metrics import Metrics
 from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
@@ -110,7 +110,11 @@ class BaseRewardReader:
                 await self._charge(tenant_id, tokens)
             with self._metrics.stage("engine") as engine:
                 engine.attributes = {"texts": len(missing), "tokens": tokens}
-                computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
+                try:
+                    computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
+                except Overloaded:
+                    self._metrics.refusals.labels("queue").inc()
+                    raise
             tokenise_s, engine_s = tokenise.seconds, engine.seconds
             for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
