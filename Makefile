@@ -9,7 +9,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test lint types imports migrations gates format bench docs demo-checkpoint \
-	check-deploy rehearse-docker clean
+	check-deploy rehearse-docker chaos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -60,7 +60,10 @@ check-deploy: $(VENV)/.dev  ## Check deploy/ and docker/ with Prometheus' own to
 	$(BIN)/python -m pytest -q tests/deploy --ignore tests/deploy/test_dashboard.py
 
 rehearse-docker: $(VENV)/.dev  ## Do what the Dockerfile does without Docker: install, start, ask /ready, stop (minutes)
-	sh docker/rehearse.sh
+	$(BIN)/python docker/rehearse.py $(ARGS)
+
+chaos: $(VENV)/.dev  ## Break a real deployment under load, in full: faults, overload, restarts, soak (35 minutes)
+	CHAOS=full $(BIN)/python -m pytest -q -s tests/chaos $(ARGS)
 
 format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff check --fix -q . || true

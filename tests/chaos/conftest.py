@@ -8,11 +8,7 @@ import pytest
 
 from chaos.oracle import Oracle
 
-
-@pytest.fixture(scope="session")
-def full() -> bool:
-    """Whether the long forms were asked for."""
-    return os.environ.get("CHAOS") == "full"
+FULL = os.environ.get("CHAOS") == "full"
 
 
 @pytest.fixture(scope="session")

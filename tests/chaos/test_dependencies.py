@@ -15,6 +15,7 @@ from redis_server import RedisServer
 from servers import PostgresServer
 
 from benchmarks.server import ServerProcess
+from chaos.conftest import FULL
 from chaos.oracle import COMPLETIONS, Oracle, completion, prompt
 from chaos.proxy import SlowProxy
 from chaos.traffic import Traffic
@@ -117,19 +118,15 @@ SHORT_REDIS = ("killed", "slow", "read-only")
 SHORT_POSTGRES = ("killed", "slow")
 
 
-@pytest.mark.parametrize("name", REDIS_FAULTS)
-def test_nothing_that_happens_to_redis_fails_a_request(
-    deployment: Deployment, oracle: Oracle, full: bool, name: str
-) -> None:
-    if not full and name not in SHORT_REDIS:
-        pytest.skip("only with CHAOS=full (make chaos)")
+@pytest.mark.parametrize("name", REDIS_FAULTS if FULL else SHORT_REDIS)
+def test_nothing_that_happens_to_redis_fails_a_request(deployment: Deployment, oracle: Oracle, name: str) -> None:
     fault = REDIS_FAULTS[name]
-    traffic = Traffic(oracle, lambda: [deployment.server.url], clients=32 if full else 6, pause_s=0.01)
+    traffic = Traffic(oracle, lambda: [deployment.server.url], clients=32 if FULL else 6, pause_s=0.01)
     with traffic.running() as report:
         time.sleep(1)
         began = time.monotonic()
         fault.begin(deployment)
-        time.sleep(20 if full else 2.5)
+        time.sleep(20 if FULL else 2.5)
         fault.end(deployment)
         ended = time.monotonic()
         hits = deployment.metric(REDIS_HITS)
@@ -145,20 +142,18 @@ REDIS_UP = 'metareward_dependency_up{dependency="redis"}'
 REDIS_HITS = 'metareward_base_reward_cache_total{level="redis",result="hit"}'
 
 
-@pytest.mark.parametrize("name", POSTGRES_FAULTS)
+@pytest.mark.parametrize("name", POSTGRES_FAULTS if FULL else SHORT_POSTGRES)
 def test_without_postgresql_known_users_are_scored_and_nobody_is_taken_for_new(
-    deployment: Deployment, oracle: Oracle, full: bool, name: str
+    deployment: Deployment, oracle: Oracle, name: str
 ) -> None:
-    if not full and name not in SHORT_POSTGRES:
-        pytest.skip("only with CHAOS=full (make chaos)")
     fault = POSTGRES_FAULTS[name]
-    traffic = Traffic(oracle, lambda: [deployment.server.url], clients=32 if full else 6, pause_s=0.01)
+    traffic = Traffic(oracle, lambda: [deployment.server.url], clients=32 if FULL else 6, pause_s=0.01)
     with traffic.running() as report:
         while not all(person.version for person in traffic.people):
             time.sleep(0.05)
         began = time.monotonic()
         fault.begin(deployment)
-        time.sleep(20 if full else 4)
+        time.sleep(20 if FULL else 4)
         unknown = None
         if name in ("killed", "frozen"):
             unknown = _score_somebody_unknown(deployment)

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.server import ServerProcess
+from chaos.conftest import FULL
 from chaos.oracle import Oracle
 from chaos.traffic import Traffic
 
@@ -52,16 +53,14 @@ class Balancer:
                 self._ready = ready
 
 
-def test_no_request_fails_while_replicas_are_replaced(
-    tmp_path: Path, postgres_url: str, oracle: Oracle, full: bool
-) -> None:
+def test_no_request_fails_while_replicas_are_replaced(tmp_path: Path, postgres_url: str, oracle: Oracle) -> None:
     settings = {"DATABASE_URL": postgres_url, "SECRET_KEY": SECRET, "DRAIN_DELAY_S": "2"}
     replicas = [ServerProcess(tmp_path / str(i), **settings) for i in range(2)]
     with replicas[0], replicas[1], Balancer(replicas) as balancer:
-        traffic = Traffic(oracle, balancer.urls, clients=32 if full else 8, pause_s=0.02)
+        traffic = Traffic(oracle, balancer.urls, clients=32 if FULL else 8, pause_s=0.02)
         with traffic.running() as report:
             time.sleep(1)
-            for _ in range(5 if full else 1):
+            for _ in range(5 if FULL else 1):
                 for replica in replicas:
                     replica.stop()
                     replica.start()

@@ -15,6 +15,7 @@ import pytest
 from redis_server import RedisServer
 
 from benchmarks.server import ServerProcess
+from chaos.conftest import FULL
 from chaos.oracle import Oracle
 from chaos.traffic import Traffic
 
@@ -45,10 +46,8 @@ def look(process: psutil.Process, began: float) -> Sample:
 
 
 @pytest.mark.timeout(1800)
-def test_nothing_grows(
-    tmp_path: Path, postgres_url: str, redis_server: RedisServer, oracle: Oracle, full: bool
-) -> None:
-    minutes = 20.0 if full else 0.25
+def test_nothing_grows(tmp_path: Path, postgres_url: str, redis_server: RedisServer, oracle: Oracle) -> None:
+    minutes = 20.0 if FULL else 0.25
     settings = {
         "DATABASE_URL": postgres_url,
         "REDIS_URL": redis_server.url,
@@ -82,7 +81,7 @@ def test_nothing_grows(
     assert report.problems() == []
     assert set(report.statuses()) <= {200, 204}
     # A short run still fills the allocator's arenas: only leaks by the request would show.
-    assert growth["rss_mib"] < (MOST_GROWTH if full else 0.10)
+    assert growth["rss_mib"] < (MOST_GROWTH if FULL else 0.10)
     for name in ("files", "threads", "connections"):
         values = [getattr(s, name) for s in settled]
         assert np.median(values[-len(values) // 4 :]) <= np.median(values[: len(values) // 4]) + 1, f"{name}: {values}"

@@ -1,0 +1,54 @@
+"""Two REST processes over two workers, one of which is killed again and again: every request has one answer, and the
+right one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.server import ServerProcess
+from benchmarks.worker import WorkerProcess
+from chaos.conftest import FULL
+from chaos.oracle import Oracle
+from chaos.traffic import Traffic
+
+SECRET = "a secret that every replica has, of length 40"
+ENGINE_KEY = "e" * 40
+SECONDS, BETWEEN_KILLS_S, CLIENTS = (300.0, 30.0, 64) if FULL else (12.0, 4.0, 16)
+
+
+@pytest.mark.timeout(900)
+def test_workers_may_die(tmp_path: Path, postgres_url: str, oracle: Oracle) -> None:
+    workers = [WorkerProcess(tmp_path / f"worker{i}", ENGINE_API_KEY=ENGINE_KEY) for i in range(2)]
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
+        settings = {
+            "DATABASE_URL": postgres_url,
+            "SECRET_KEY": SECRET,
+            "ENGINE_URL": ",".join(worker.url for worker in workers),
+            "ENGINE_API_KEY": ENGINE_KEY,
+            # Every text goes to a worker.
+            "BASE_REWARD_CACHE_ENTRIES": "1",
+        }
+        servers = [stack.enter_context(ServerProcess(tmp_path / f"api{i}", **settings)) for i in range(2)]
+        traffic = Traffic(oracle, lambda: [server.url for server in servers], clients=CLIENTS)
+        kills = 0
+        with traffic.running() as report:
+            began = time.monotonic()
+            for victim in itertools.cycle(workers):
+                time.sleep(BETWEEN_KILLS_S)
+                if time.monotonic() - began > SECONDS - 1:
+                    break
+                victim.kill()
+                kills += 1
+                victim.start()
+    print(f"\n{kills} workers killed in {time.monotonic() - began:.0f} s: {report}, slowest {report.slowest_s():.1f} s")
+    assert kills >= 2
+    assert report.problems() == []
+    assert set(report.statuses()) <= {200, 503}
+    assert report.statuses("score")[200] > 5 * CLIENTS
