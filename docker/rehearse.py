@@ -191,6 +191,8 @@ class Container:
 
     def stop(self) -> None:
         """SIGTERM, as `docker stop`; it must end by itself, and in good order."""
+        if self.process.poll() is not None:
+            return
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(STOP_TIMEOUT_S)
         if status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
