@@ -1,14 +1,21 @@
-"""One server for all contract tests: the demo checkpoint on MiniLM over SQLite, asked through a real socket."""
+"""Two servers for all contract tests, one without keys and one with: the demo checkpoint on MiniLM over SQLite."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 
 import httpx
 import pytest
+from guarded import AUTH_CACHE_S, Guarded
 
 from benchmarks.server import ServerProcess
+from service.operations.keys import Keys
+from service.store import open_database
+from service.store.keys import KeyRepository
+from service.store.migrate import upgrade
+from service.store.tenants import TenantRepository
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +34,21 @@ def api(server: ServerProcess) -> Iterator[httpx.Client]:
 def fresh_user() -> str:
     """An id that nobody has adapted under."""
     return f"user-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    database = open_database(f"sqlite:///{folder / 'metareward.db'}")
+    upgrade(database)
+    keys = Keys(KeyRepository(database))
+    keys.create("acme", "score")  # one, or the server does not start
+    with ServerProcess(folder, AUTH="required", AUTH_CACHE_S=str(AUTH_CACHE_S), ACCESS_LOG="all") as server:
+        yield Guarded(server, keys, TenantRepository(database))
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def expired_key(guarded: Guarded) -> str:
+    """Good for a moment, and that has passed."""
+    return guarded.key(lasts=timedelta(microseconds=1))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import jsonschema
 import pytest
+from documented import check_answer, schema_check
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,23 +29,6 @@ ROUTES = {
 def document(api: httpx.Client) -> dict[str, Any]:
     document: dict[str, Any] = api.get("/openapi.json").json()
     return document
-
-
-def schema_check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
-    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
-
-
-def check_answer(document: dict[str, Any], path: str, method: str, response: httpx.Response) -> None:
-    """The answer's status, content type and body are documented."""
-    documented = document["paths"][path][method]["responses"]
-    assert str(response.status_code) in documented, f"{response.status_code} is undocumented"
-    content = documented[str(response.status_code)].get("content")
-    if content is None:
-        assert response.content == b""
-        return
-    media_type = response.headers["content-type"].partition(";")[0]
-    assert media_type in content
-    schema_check(document, content[media_type]["schema"], response.json())
 
 
 def test_the_routes_are_these(document: dict[str, Any]) -> None:
