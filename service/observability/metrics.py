@@ -136,7 +136,7 @@ class Metrics(_Family):
         self.in_flight = self._gauge("in_flight_requests", "Requests being worked on.")
         self.refusals = self._counter(
             "refusals",
-            "Requests answered by 503: too many tokens wait for the engine, too much is in flight, or the process ends.",
+            "Requests answered by 503: too many tokens wait for the engine, too much is in flight, the process ends.",
             {"reason": ("queue", "in_flight", "draining")},
         )
         self.stage_seconds = self._histogram(
@@ -184,8 +184,8 @@ class Metrics(_Family):
         self.redis_seconds = self._histogram("redis_seconds", "Seconds of one call to Redis.", {"operation": None})
         self.redis_errors = self._counter(
             "redis_errors",
-            "Calls to Redis that failed, by reason: timeout, connection, refused; circuit_open: not tried, because others "
-            "failed; queue_full: a write given up.",
+            "Calls to Redis that failed, by reason: timeout, connection, refused; circuit_open: not tried, because "
+            "others failed; queue_full: a write given up.",
             {"operation": None, "reason": None},
         )
         self.engine_workers_up = self._gauge(
