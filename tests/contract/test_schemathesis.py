@@ -1,0 +1,95 @@
+"""Requests made from the OpenAPI document itself: whatever it allows is answered as it says.
+
+To add another server, add its document and how to reach it to `SERVERS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import schemathesis
+from documented import ROOT
+from guarded import Guarded
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation.modes import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+EXAMPLES = 40
+
+
+def rest_server(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """URL and a key of a server whose every route is behind keys."""
+    guarded: Guarded = request.getfixturevalue("guarded")
+    return guarded.server.url, guarded.key("schemathesis", "admin")
+
+
+# By name: the document, and a function that gives (url, key) of a running server.
+SERVERS: dict[str, tuple[str, Callable[[pytest.FixtureRequest], tuple[str, str]]]] = {
+    "rest": ("docs/openapi.json", rest_server),
+}
+
+
+def cases() -> list[Any]:
+    """Every operation with what it allows, and, where it takes anything at all, with what it does not."""
+    found = []
+    for name, (path, reach) in SERVERS.items():
+        document = json.loads((ROOT / path).read_text())
+        for result in schemathesis.openapi.from_dict(document).get_all_operations():
+            operation = result.ok()
+            told = document["paths"][operation.path][operation.method]
+            for mode in GenerationMode:
+                if mode is GenerationMode.POSITIVE or told.keys() & {"parameters", "requestBody"} or told["security"]:
+                    identity = f"{name} {operation.method} {operation.path} {mode.value}"
+                    found.append(pytest.param(operation, reach, mode, id=identity))
+    return found
+
+
+def with_possible_users(value: Any) -> Any:
+    """`value` with user ids that the server takes: their rule is told in words, so that breaking it is explained."""
+    if isinstance(value, dict):
+        return {k: "ada" if k == "user_id" else with_possible_users(v) for k, v in value.items()}
+    return [with_possible_users(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("operation", "reach", "mode"), cases())
+def test_what_is_sent_is_answered_as_documented(
+    request: pytest.FixtureRequest,
+    operation: Any,
+    reach: Callable[[pytest.FixtureRequest], tuple[str, str]],
+    mode: GenerationMode,
+) -> None:
+    url, key = reach(request)
+    answered = set()
+
+    @seed(20260101)
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(mode))
+    def check(case: Any) -> None:
+        if mode is GenerationMode.POSITIVE:
+            case.body = with_possible_users(case.body)
+            case.path_parameters = with_possible_users(case.path_parameters)
+        response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
+        answered.add(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    check()
+    if mode is GenerationMode.POSITIVE:
+        assert {200, 204} & answered
+        assert 401 not in answered
+    else:  # wrong keys are among what is sent
+        assert {401, 404, 422} & answered
