@@ -161,7 +161,7 @@ class Metrics(_Family):
         )
         self.adapt_loss_delta = self._histogram(
             "adapt_loss_delta",
-            "How far an adaptation lowered the loss of the user's own pairs (nats a pair); it may rise, hence no `_sum`.",
+            "How far an adaptation lowered the loss of a user's own pairs, in nats a pair (it may rise: no `_sum`).",
             buckets=LOSS_BUCKETS,
         )
         # Caches

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from prometheus_client import Counter, Histogram
+
 from service.observability import context, stages
 from service.observability.access_log import AccessLog, AccessLogMode
 from service.observability.metrics import Metrics
@@ -30,8 +32,13 @@ class ObservedRequest:
 class RequestObserver:
     """Counts, times, logs and traces every request of one server."""
 
-    def __init__(self, metrics: Metrics, access_log: AccessLogMode = "off", tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics | None, access_log: AccessLogMode = "off", tracing: Tracing | None = None
+    ) -> None:
+        """`metrics` is None where requests are not counted, as in a worker, which counts texts."""
         self._metrics = metrics
+        # Looking labels up costs more than counting. As many as there are routes and statuses.
+        self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._access_log = AccessLog(access_log)
         self._tracing = tracing
 
@@ -57,8 +64,13 @@ class RequestObserver:
             bytes_in: Of its body.
         """
         seconds = time.perf_counter() - request.started
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        if self._metrics is not None:
+            series = self._series.get((route, status))
+            if series is None:
+                series = self._metrics.requests.labels(route, str(status)), self._metrics.request_seconds.labels(route)
+                self._series[route, status] = series
+            series[0].inc()
+            series[1].observe(seconds)
         self._access_log.note(
             method,
             route,

@@ -204,6 +204,11 @@ class RequestTrace:
 
 
 def propagation_headers() -> dict[str, str]:
-    """Headers for a request to another server on behalf of the current one: traceparent, or none without a trace."""
+    """Headers for a request to another server on behalf of the current one: its id, and traceparent where traced."""
+    headers: dict[str, str] = {}
     record = stages.current.get()
-    return {} if record is None or record.trace is None else record.trace.headers()
+    if record is not None and record.trace is not None:
+        headers = record.trace.headers()
+    if request_id := context.request_id.get():
+        headers["x-request-id"] = request_id
+    return headers
