@@ -18,7 +18,9 @@ import orjson
 
 from service.api.classify_request import parse_classify
 from service.api.departure import Departure
+from service.api.request_id import assign_request_id
 from service.errors import EngineError, InvalidInput, MetarewardError, NotFound, Overloaded, TemporaryError
+from service.observability.requests import RequestObserver
 from service.runtime.worker import WorkerRuntime
 from service.settings import is_loopback
 
@@ -46,6 +48,7 @@ _TYPES: Final = {
     504: "TimeoutError",
 }
 _OVERLOADED: Final = "OverloadedError"
+_CLIENT_LEFT: Final = 499  # in the log; nobody is there to be answered
 
 
 class _RefusedError(Exception):
@@ -61,8 +64,17 @@ class _RefusedError(Exception):
 class WorkerApp:
     """The ASGI application over a worker; it closes the worker when it shuts down."""
 
-    def __init__(self, runtime: WorkerRuntime, *, key: str, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        key: str,
+        max_body_bytes: int,
+        timeout_s: float,
+        observer: RequestObserver | None = None,
+    ) -> None:
         """With a `key` every route but /live and /ready needs it; without, the Host must be a name of loopback."""
+        self._observer = observer or RequestObserver(None)
         self._runtime = runtime
         self._lifecycle = runtime.lifecycle
         self._authorization = f"Bearer {key}".encode() if key else b""
@@ -80,6 +92,18 @@ class WorkerApp:
         departure = Departure(receive)
         counted = False
         body = bytearray()
+        observed = self._observer.begin(scope["method"], assign_request_id(scope), scope["headers"])
+        answered = _CLIENT_LEFT
+        send_on = send
+
+        async def send(event: Event) -> None:
+            nonlocal answered
+            if event["type"] == "http.response.start":
+                answered = event["status"]
+            else:
+                observed.bytes_out += len(event["body"])
+            await send_on(event)
+
         try:
             headers: Headers = dict(scope["headers"])
             path = scope["path"]
@@ -119,6 +143,8 @@ class WorkerApp:
             departure.end()
             if counted:
                 self._lifecycle.end_request(len(body))
+            route = scope["path"] if scope["path"] in _ROUTES else "unmatched"
+            self._observer.end(observed, scope["method"], route, answered, len(body))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -53,11 +53,14 @@ def worker(
     from service.observability.logging import configure_logging
     from service.observability.metrics import WorkerMetrics
     from service.observability.metrics_server import MetricsServer
+    from service.observability.requests import RequestObserver
+    from service.observability.tracing import open_tracing
     from service.runtime.engine_key import engine_key
     from service.runtime.worker import build_worker
 
     configure_logging(settings.log_level, settings.log_format)
     key = engine_key(settings, listens=True)
+    tracing = open_tracing(settings.otlp_endpoint, settings.trace_sample_ratio, "metareward-worker")
     # Bound before the model is loaded: a port that is taken is known at once, not after a minute.
     listener = listen(settings.host, settings.worker_port, "WORKER_PORT")
     metrics, metrics_server = WorkerMetrics(), None
@@ -84,7 +87,13 @@ def worker(
         dtype=runtime.dtype,
         checkpoint="" if checkpoint is None else f" --checkpoint {checkpoint}",
     )
-    app = WorkerApp(runtime, key=key, max_body_bytes=settings.max_body_bytes, timeout_s=settings.engine_timeout_s)
+    app = WorkerApp(
+        runtime,
+        key=key,
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.engine_timeout_s,
+        observer=RequestObserver(None, settings.access_log, tracing),
+    )
     try:
         run_server(
             app,
@@ -95,5 +104,7 @@ def worker(
             drain_timeout_s=settings.drain_timeout_s,
         )
     finally:
+        if tracing is not None:
+            tracing.close()
         if metrics_server is not None:
             metrics_server.close()

@@ -64,8 +64,8 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
         metrics=metrics,
         with_biases=False,
     )
-    metrics.watch("queue_tokens", "Tokens accepted and not yet computed.", lambda: worker.queued_tokens)
-    metrics.watch("worker_healthy", "1 while the worker answers.", lambda: float(worker.healthy))
+    metrics.queue_tokens.set_function(lambda: worker.queued_tokens)
+    metrics.healthy.set_function(lambda: worker.healthy)
 
     def close() -> None:
         worker.stop(drain=True, timeout_s=settings.drain_timeout_s)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from service.backbone.protocol import Dtype
 from service.errors import ConfigurationError
+from service.observability.tracing import propagation_headers
 from service.worker import wire
 from service.worker.selfcheck import SelfCheck, self_check
 from service.worker.wire import WorkerFailed
@@ -111,7 +112,8 @@ class Connection:
                 method,
                 path,
                 content=body,
-                headers={"content-type": "application/json"} if body is not None else None,
+                # Texts of several requests may travel together; the one that set them off is named.
+                headers=propagation_headers() | ({} if body is None else {"content-type": "application/json"}),
                 timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
             )
         except httpx.ConnectTimeout as error:
