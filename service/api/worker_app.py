@@ -82,10 +82,10 @@ class WorkerApp:
         self._timeout_s = timeout_s
         self._started = int(time.time())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send_on: Send) -> None:
         """Answer one request, exactly once."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._live(receive, send_on)
             return
         if scope["type"] != "http":
             return
@@ -94,7 +94,6 @@ class WorkerApp:
         body = bytearray()
         observed = self._observer.begin(scope["method"], assign_request_id(scope), scope["headers"])
         answered = _CLIENT_LEFT
-        send_on = send
 
         async def send(event: Event) -> None:
             nonlocal answered
