@@ -43,6 +43,8 @@ def defined_series(*registries: CollectorRegistry) -> dict[str, set[str]]:
                 suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
                 if not kind:  # the process collector makes finished families
                     suffixes = ["_total"] if metric.type == "counter" else [""]
+                if getattr(collector, "_upper_bounds", [0])[0] < 0:
+                    suffixes.remove("_sum")  # it could fall, so it is not exposed
                 for suffix in suffixes:
                     series[metric.name + suffix] = labels | ({"le"} if suffix == "_bucket" else set())
     return series
