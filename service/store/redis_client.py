@@ -128,7 +128,7 @@ class RedisClient:
         self._closed = True
         if self._recovery is not None:
             self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
+            await asyncio.wait([self._recovery], timeout=2 * self._timeout_s)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._redis.aclose(close_connection_pool=True)
@@ -176,7 +176,8 @@ class RedisClient:
             self._recovery = asyncio.get_running_loop().create_task(self._recover())
 
     async def _recover(self) -> None:
-        while not self._circuit.closed:
+        # Told twice to end: while redis-py closes a connection it may swallow a cancellation.
+        while not self._circuit.closed and not self._closed:
             await asyncio.sleep(max(0.0, self._circuit.try_at - time.monotonic()))
             if not self._circuit.begin_trial(time.monotonic()):
                 continue
@@ -191,7 +192,8 @@ class RedisClient:
             finally:
                 # No await since the last action: nothing can have been added to what it sent.
                 self._circuit.end_trial(time.monotonic(), succeeded=succeeded)
-        logger.info("redis: answers again")
+        if self._circuit.closed:
+            logger.info("redis: answers again")
 
 
 _EXPLANATIONS = {

@@ -64,7 +64,7 @@ class RedisWriter:
             await asyncio.wait([self._sending], timeout=left_s)
         if self._sending is not None:
             self._sending.cancel()
-            await asyncio.gather(self._sending, return_exceptions=True)
+            await asyncio.wait([self._sending], timeout=patience_s)
 
     async def _send(self) -> None:
         try:

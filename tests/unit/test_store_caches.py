@@ -137,3 +137,38 @@ def test_a_lookup_takes_about_a_microsecond() -> None:
     key = (5_000).to_bytes(32, "big")
     seconds = min(timeit.repeat(lambda: cache.get(key, 1.0), number=10_000, repeat=5)) / 10_000
     assert seconds < 10e-6  # ten times what it takes on an idle machine
+
+
+def test_what_another_replica_knew_is_as_stale_as_the_database_made_it() -> None:
+    cache = UserCache(10)
+    cache.publish(user(), 100.0, confirmed_at=80.0)
+    assert cache.get_fresh(ADA, 100.5) is not None
+    assert cache.get_stale(ADA, 139.0, stale_limit_s=60.0) is not None
+    assert cache.get_stale(ADA, 141.0, stale_limit_s=60.0) is None
+    cache.publish(user(), 90.0)  # a read of the database that began before that
+    entry = cache.get(ADA)
+    assert entry is not None
+    assert (entry.fetched_at, entry.confirmed_at) == (100.0, 90.0)
+
+
+def test_known_absence_outweighs_what_was_confirmed_before() -> None:
+    cache = UserCache(10)
+    cache.publish_absent(*ADA, 100.0)
+    cache.publish(user(), 110.0, confirmed_at=99.0)
+    entry = cache.get(ADA)
+    assert entry is not None
+    assert entry.user is None
+    cache.publish(user(2), 110.0, confirmed_at=101.0)
+    entry = cache.get(ADA)
+    assert entry is not None
+    assert entry.user is not None
+
+
+def test_an_erased_life_and_earlier_ones_are_dropped_and_later_ones_stay() -> None:
+    cache = UserCache(10)
+    cache.publish(user(2), 100.0)
+    cache.drop_erased(*ADA, 1)
+    assert cache.get(ADA) is not None
+    cache.drop_erased(*ADA, 2)
+    assert cache.get(ADA) is None
+    cache.drop_erased(*ADA, 2)
