@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from otlp_collector import OtlpCollector
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer
 
@@ -60,8 +61,8 @@ def series_of(metric: Description) -> str:
 def load(client: httpx.Client) -> None:
     score: dict[str, Any] = {"user_id": "somebody", "prompt": "Why?", "completions": ["Because.", "Nobody knows."]}
     pairs = {"pairs": [{"prompt": "Why?", "chosen": "Because.", "rejected": "Nobody knows."}]}
-    for _ in range(2):
-        assert client.post("/score", json=score).status_code == 200
+    for number in (1, 2):
+        assert client.post("/score", json=score, headers={"X-Request-ID": f"score-{number}"}).status_code == 200
         answer = client.post("/users/somebody/adapt", json=pairs, headers={"Idempotency-Key": "k"})
         assert answer.status_code == 200
     assert client.post("/score", json=score | {"min_version": 1}).json()["user_state"] == "adapted"
@@ -70,16 +71,22 @@ def load(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
+def collector() -> Iterator[OtlpCollector]:
+    with OtlpCollector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
 def processes(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
+    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, collector: OtlpCollector
 ) -> Iterator[dict[str, tuple[Samples, Samples, ServerProcess]]]:
     """Each kind of process before and after a small load: an API with all in one, an API over a worker, the worker."""
     folder = tmp_path_factory.mktemp("metrics")
     redis_server.flush()
     with (
         ServerProcess(folder / "alone", REDIS_URL=redis_server.url, SECRET_KEY="s" * 64) as alone,
-        WorkerProcess(folder / "worker") as worker,
-        ServerProcess(folder / "over", ENGINE_URL=worker.url) as over,
+        WorkerProcess(folder / "worker", OTLP_ENDPOINT=collector.url, ACCESS_LOG="all") as worker,
+        ServerProcess(folder / "over", OTLP_ENDPOINT=collector.url, ENGINE_URL=worker.url) as over,
     ):
         before = {"alone": scrape(alone), "over": scrape(over), "worker": scrape(worker)}
         for server in (alone, over):
@@ -154,6 +161,17 @@ def test_the_numbers_are_those_of_the_load(processes: dict[str, tuple[Samples, S
     for stage, times in {"user": 3, "cache": 5, "tokenise": 1, "engine": 1, "solve": 1, "store": 2}.items():
         assert grew("metareward_stage_seconds_count", stage=stage) == times, stage
     assert "somebody" not in str(after)
+
+
+def test_a_workers_log_and_traces_name_the_request_that_set_it_to_work(
+    processes: dict[str, tuple[Samples, Samples, ServerProcess]], collector: OtlpCollector
+) -> None:
+    spans = collector.trees("score-1", count=2)
+    ((root, below),) = [(root, below) for root, below in spans if not root.parent_span_id]
+    assert root.name == "POST /score"
+    assert sorted(span.name for span, _ in below) == ["POST /classify", "cache", "engine", "tokenise", "user"]
+    worker = processes["worker"][2]
+    assert any("POST /classify 200" in line and "score-1" in line for line in worker.output.splitlines())
 
 
 def test_the_page_asks_only_for_metrics_that_there_are() -> None:
