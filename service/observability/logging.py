@@ -49,6 +49,7 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO | None =
     logging.getLogger("service").setLevel(number)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    logging.captureWarnings(True)
     # Python would print these to stderr, message and all.
     sys.excepthook = _process_dies
     threading.excepthook = _thread_died

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -46,7 +46,6 @@ class _Family:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.descriptions: list[Description] = []
-        self._gauges: dict[str, Gauge] = {}
         if registry is None:
             ProcessCollector(registry=self.registry)
 
@@ -58,7 +57,6 @@ class _Family:
     def _gauge(self, name: str, documentation: str, labels: Labels | None = None) -> Gauge:
         metric = Gauge(f"metareward_{name}", documentation, tuple(labels or ()), registry=self.registry)
         self._describe(name, "gauge", documentation, labels, metric)
-        self._gauges[name] = metric
         return metric
 
     def _histogram(
@@ -87,11 +85,6 @@ class _Family:
         if values and len(values) == len(labels or {}):
             for combination in itertools.product(*values):
                 metric.labels(*combination)
-
-    def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """A gauge whose value is read when Prometheus asks."""
-        gauge = self._gauges[name] if name in self._gauges else self._gauge(name, documentation)
-        gauge.set_function(read)
 
 
 class WorkerMetrics(_Family):
@@ -204,7 +197,7 @@ class Metrics(_Family):
         self.authentications = self._counter(
             "authentications",
             "Requests by what became of their key; stale: known from before, while the database does not answer.",
-            {"result": ("ok", "stale", "missing", "unknown", "revoked", "role", "unavailable")},
+            {"result": ("ok", "stale", "missing", "unknown", "revoked", "expired", "role", "unavailable")},
         )
         self.tenant_requests = self._counter("tenant_requests", "Requests let in, by tenant.", {"tenant": None})
         self.tenant_tokens = self._counter(

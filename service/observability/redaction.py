@@ -17,6 +17,7 @@ from service.errors import MetarewardError
 _QUOTE_NOTHING_MODULES: Final = ("torch", "numpy.linalg", "sqlite3")
 _QUOTE_NOTHING: Final = (MetarewardError, ImportError, MemoryError)
 _MAX_CHAIN: Final = 8
+_MAX_FRAMES: Final = 50
 
 
 def describe(error: BaseException) -> str:
@@ -51,7 +52,7 @@ def tell(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    frames = "".join(traceback.format_tb(error.__traceback__, limit=-_MAX_FRAMES))
     text = f"Traceback (most recent call last):\n{frames}{describe(error)}" if frames else describe(error)
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions[:_MAX_CHAIN]:

@@ -29,6 +29,7 @@ def stream() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     configure_logging("info", "auto", stream)
     yield stream
+    logging.captureWarnings(False)
     level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = before
     logging.basicConfig(level=level, handlers=handlers, force=True)
     for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn"):
