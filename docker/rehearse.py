@@ -200,6 +200,27 @@ class Container:
         print(f"   {self.name} stopped with {status}", flush=True)
 
 
+def check_versions(container: Container) -> None:
+    """Every installed distribution must be one of constraints.txt, in its version; only a worker has PyTorch."""
+    script = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
+    line = container.image.enter(container.tree, ["python", "-c", script])
+    installed = subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    wanted = {canonical(pin) for pin in lines if "==" in pin}
+    found = {canonical(pin) for pin in installed if not pin.startswith("metareward==")}
+    if strangers := found - wanted:
+        raise SystemExit(f"error: {container.name} has what constraints.txt has not: {sorted(strangers)}")
+    if ("torch" in {pin.partition("==")[0] for pin in found}) == container.name.endswith("api"):
+        raise SystemExit(f"error: {container.name}: the worker needs torch, and the REST layer must not have it")
+    print(f"   {len(found)} distributions, all as constraints.txt says", flush=True)
+
+
+def canonical(pin: str) -> str:
+    """`name==version`, the name as package indexes compare it, the version without what a build adds (`+cpu`)."""
+    name, _, version = pin.partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version.partition('+')[0]}"
+
+
 def ask(url: str) -> str:
     """What a GET answers, whatever its status."""
     try:
@@ -227,6 +248,7 @@ def rehearse(targets: list[str], workshop: Path) -> None:
             container = Container(image, f"run-{target}", **settings)
             running.append(container)
             print(f"== {target} is healthy after {container.wait_until_healthy():.1f} s", flush=True)
+            check_versions(container)
             print(f"   /ready  {ask(f'http://127.0.0.1:{port}/ready')}", flush=True)
             exposed = ask(f"http://127.0.0.1:{metrics_port}/metrics")
             if not exposed.startswith("200"):

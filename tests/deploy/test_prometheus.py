@@ -81,6 +81,7 @@ def test_recorded_series_that_are_read_are_recorded() -> None:
 
 def test_thresholds_follow_the_defaults_of_settings() -> None:
     assert f"* {default('max_queue_tokens')}" in ALERTS["MetarewardQueueNearlyFull"]["expr"]
+    assert f">= {default('database_pool_size')}" in ALERTS["MetarewardDatabasePoolFull"]["expr"]
     assert f"* {default('max_in_flight')}" in ALERTS["MetarewardInFlightNearlyFull"]["expr"]
 
 
