@@ -148,7 +148,7 @@ class Gate:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
         if not self._answers_to(name.lower(), scope["path"]):
-            raise _RefusedError(421, "wrong-host", "This server does not go by the name in Host; see ALLOWED_HOSTS.")
+            raise _RefusedError(421, "wrong-host", "Call this server as localhost or by a name in ALLOWED_HOSTS.")
         if scope["method"] in BODY_METHODS:
             content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if content_type != b"application/json":

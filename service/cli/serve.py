@@ -15,7 +15,7 @@ from service.settings import DEMO_CHECKPOINT, read_settings
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback only for now.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback needs API keys.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the REST API; 0 picks a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 picks a free one.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; default: the demo checkpoint.")] = None,

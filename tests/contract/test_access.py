@@ -43,7 +43,9 @@ def test_only_these_are_open_to_everybody(nobody: httpx.Client) -> None:
     assert nobody.get("/openapi.json").json() == DOCUMENT
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/users/", "/live/", "/%2Flive", "/Live", "/redoc", "/metrics", "/score/x"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/users/", "/live/", "/%2Flive", "/Live", "/redoc", "/metrics", "/score/x"]
+)
 def test_who_has_no_key_learns_nothing_of_other_paths(nobody: httpx.Client, path: str) -> None:
     for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
         assert nobody.request(method, path).status_code == 401

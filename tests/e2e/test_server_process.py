@@ -126,7 +126,7 @@ def test_texts_are_neither_stored_nor_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "complaint"),
     [
-        (["serve", "--host", "0.0.0.0"], {}, "loopback only"),
+        (["serve", "--host", "0.0.0.0"], {}, "metareward keys create"),
         (["serve", "--checkpoint", "nowhere"], {}, "is this a checkpoint directory"),
         (["serve", "--backbone", "no/such-model"], {"HF_HUB_OFFLINE": "1"}, "no/such-model"),
         (["serve", "--database-url", "mysql://x"], {}, "unsupported kind"),

@@ -109,3 +109,47 @@ def test_a_fault_of_ours_is_a_problem_whose_request_id_is_in_the_log(
     assert response.headers["x-request-id"] == response.json()["request_id"] == "mine"
     assert "ours" not in response.text
     assert {"level": "error", "request_id": "mine"}.items() <= json.loads(caplog.text.splitlines()[0]).items()
+
+
+LOOPBACK = {"localhost": 200, "127.0.0.1:8000": 200, "[::1]:8000": 200, "LocalHost": 200}
+OTHERS = {"evil.example": 421, "127.0.0.1.evil.example": 421, "10.0.0.7:8000": 421, "": 421, "[": 421}
+
+
+@pytest.mark.parametrize(
+    ("names", "path", "expected"),
+    [
+        (frozenset(), "/info", LOOPBACK | OTHERS),
+        (frozenset(), "/ready", LOOPBACK | OTHERS),
+        (frozenset({"rewards.example.org"}), "/info", LOOPBACK | OTHERS | {"Rewards.Example.Org:443": 200}),
+        (frozenset({"rewards.example.org"}), "/ready", dict.fromkeys([*LOOPBACK, *OTHERS], 200)),  # probes by address
+        (None, "/info", dict.fromkeys([*LOOPBACK, *OTHERS], 200)),
+    ],
+)
+def test_only_its_own_names_are_answered(names: frozenset[str] | None, path: str, expected: dict[str, int]) -> None:
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    gate = Gate(
+        answers,
+        metrics=Metrics(),
+        lifecycle=Lifecycle(10, 10_000),
+        max_body_bytes=100,
+        timeout_s=20,
+        host_names=names,
+    )
+
+    async def status(host: str) -> int:
+        sent: list[Any] = []
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", host.encode())]}
+        await gate(scope, lambda: asyncio.sleep(30), send)  # type: ignore[arg-type, return-value]
+        return int(sent[0]["status"])
+
+    async def path_of_all() -> dict[str, int]:
+        return {host: await status(host) for host in expected}
+
+    assert asyncio.run(path_of_all()) == expected
