@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from service.backbone.protocol import Message
 from service.checkpoints import Checkpoint
+from service.errors import QuotaExceeded
 from service.mrm import Support, solve
 from service.mrm.metrics import bradley_terry_loss, pair_accuracy
 from service.mrm.state import FloatArray, UserState
@@ -92,6 +93,7 @@ class Adapt:
         Raises:
             InvalidInput: Pairs that cannot be scored or whose id means another pair; an Idempotency-Key used before
                 with another body. Nothing was stored.
+            QuotaExceeded: The tenant's tokens or users are used up. Nothing was stored.
             Overloaded, Unavailable, EngineError: Nothing was stored, except where the database went away after the
                 commit: repeat with the same Idempotency-Key to learn which.
         """
@@ -129,22 +131,26 @@ class Adapt:
         with self._metrics.stage("store") as storing:
             storing.attributes = {"pairs": len(new_pairs)}
             # A caller that leaves must not stop a transaction half-way: the thread runs to its end.
-            outcome, _ = await commit(
-                self._executor,
-                in_context(
-                    lambda: self._repository.adapt(
-                        tenant_id,
-                        user_id,
-                        new_pairs,
-                        mode=mode,
-                        heads_id=self._checkpoint.heads_id,
-                        checkpoint_id=self._checkpoint.checkpoint_id,
-                        idempotency=idempotency,
-                        solve=solve_timed,
-                    )
-                ),
-                lambda stored: self._users.publish(stored[1]),
-            )
+            try:
+                outcome, _ = await commit(
+                    self._executor,
+                    in_context(
+                        lambda: self._repository.adapt(
+                            tenant_id,
+                            user_id,
+                            new_pairs,
+                            mode=mode,
+                            heads_id=self._checkpoint.heads_id,
+                            checkpoint_id=self._checkpoint.checkpoint_id,
+                            idempotency=idempotency,
+                            solve=solve_timed,
+                        )
+                    ),
+                    lambda stored: self._users.publish(stored[1]),
+                )
+            except QuotaExceeded as error:
+                self._metrics.quota_refusals.labels(tenant_id, error.quota).inc()
+                raise
             if not outcome.replayed:
                 solving.attributes = {"pairs": outcome.pairs_total}
                 storing.inner = (solving,)

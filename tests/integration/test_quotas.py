@@ -12,12 +12,14 @@ from redis_server import RedisServer
 
 from service.errors import QuotaExceeded
 from service.observability.metrics import Metrics
+from service.operations.adapt import PreferencePair
 from service.operations.quotas import TenantLimits, TokenBucket
 from service.operations.score import ScoreItem
 from service.store import Database
 from service.store.records import Quotas
 from service.store.redis_client import RedisClient, RedisKeys
 from service.store.redis_quotas import RedisCounters
+from service.store.tenants import TenantRepository
 
 
 def take(bucket: TokenBucket, amount: float, now: float, limit: float = 60.0) -> tuple[bool, float]:
@@ -126,6 +128,22 @@ def test_only_what_the_engine_computes_costs_tokens(database: Database) -> None:
     assert len(operations.engine.texts) == 2
     value = operations.metrics.registry.get_sample_value
     assert value("metareward_tenant_tokens_total", {"tenant": "t"}) == 20
+
+
+def test_one_user_too_many_is_refused_and_counted(database: Database) -> None:
+    TenantRepository(database).set_quotas("t", max_users=1)
+    operations = Operations(database)
+    pairs = [PreferencePair(user_says("p"), "good", "bad", 1.0, None)]
+
+    async def path() -> None:
+        await operations.adapt("t", "ada", pairs, mode="append", truncate=False)
+        with pytest.raises(QuotaExceeded) as refusal:
+            await operations.adapt("t", "bob", pairs, mode="append", truncate=False)
+        assert refusal.value.quota == "users"
+
+    asyncio.run(path())
+    refusals = {"tenant": "t", "quota": "users"}
+    assert operations.metrics.registry.get_sample_value("metareward_quota_refusals_total", refusals) == 1
 
 
 @pytest.mark.parametrize(("scope", "told"), [("tenant", {"user", "tokenise", "engine", "total"}), ("shared", {"user"})])
