@@ -21,9 +21,10 @@ def default(setting: str) -> object:
     return Settings.model_fields[setting].default
 
 
-def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
+def test_promtool_accepts_the_configurations(tmp_path: Path) -> None:
     promtool = program("promtool")
-    assert "SUCCESS" in run(promtool, "check", "config", FOLDER / "prometheus.yml")
+    for file in ("prometheus.yml", "local.yml"):
+        assert "SUCCESS" in run(promtool, "check", "config", FOLDER / file)
     # Debian's build knows no Kubernetes: everything but the discovery itself.
     for file in FOLDER.glob("*.yml"):
         text = file.read_text()
@@ -88,7 +89,7 @@ def test_thresholds_follow_the_defaults_of_settings() -> None:
 def test_the_jobs_scrape_the_ports_of_the_settings() -> None:
     jobs = scrape_jobs()
     ports = {name: job["dns_sd_configs"][0]["port"] for name, job in jobs.items() if "dns_sd_configs" in job}
-    assert ports == {
-        "metareward-api": default("metrics_port"),
-        "metareward-worker": default("worker_metrics_port"),
-    }
+    wanted = {"metareward-api": default("metrics_port"), "metareward-worker": default("worker_metrics_port")}
+    assert ports == wanted
+    local = {name: job["static_configs"][0]["targets"] for name, job in scrape_jobs("local.yml").items()}
+    assert {name: local[name] for name in wanted} == {n: [f"localhost:{port}"] for n, port in wanted.items()}
