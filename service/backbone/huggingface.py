@@ -272,7 +272,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Only its errors, and no progress bars where nobody watches. Does not import it: tokenizers go without."""
-    if "transformers" not in sys.modules:
+    if sys.modules.get("transformers") is None:
         yield
         return
     from transformers.utils import logging as transformers_logging
