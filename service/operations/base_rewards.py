@@ -102,6 +102,7 @@ class BaseRewardReader:
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
+            self._require_room(len(missing))
             with self._metrics.stage("tokenise") as tokenise:
                 tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
                 tokens = sum(len(text.token_ids) for text in tokenised)
@@ -145,6 +146,14 @@ class BaseRewardReader:
                 hits += 1
         self._metrics.base_reward_cache.labels("redis", "hit").inc(hits)
         self._metrics.base_reward_cache.labels("redis", "miss").inc(len(wanted) - hits)
+
+    def _require_room(self, texts: int) -> None:
+        """Refuse before rendering what the engine would refuse after it: a text has one token at least."""
+        try:
+            self._engine.check_room(texts)
+        except Overloaded:
+            self._metrics.refusals.labels("queue").inc()
+            raise
 
     def _text_keys(self, scope: str, texts: Sequence[Text]) -> list[bytes]:
         prompt_keys: dict[int, bytes] = {}
