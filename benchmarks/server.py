@@ -97,6 +97,11 @@ class ServerProcess:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(30)
 
+    def wait(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(60)
+
     def kill(self) -> None:
         """SIGKILL: nothing gets a chance to be written."""
         assert self._process is not None
