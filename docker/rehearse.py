@@ -212,7 +212,9 @@ def check_versions(container: Container) -> None:
         raise SystemExit(f"error: {container.name} has what constraints.txt has not: {sorted(strangers)}")
     if ("torch" in {pin.partition("==")[0] for pin in found}) == container.name.endswith("api"):
         raise SystemExit(f"error: {container.name}: the worker needs torch, and the REST layer must not have it")
-    print(f"   {len(found)} distributions, all as constraints.txt says", flush=True)
+    folder = container.tree / container.image.environment["PATH"].split("/bin")[0].lstrip("/")
+    megabytes = sum(file.lstat().st_size for file in folder.rglob("*")) / 1e6
+    print(f"   {len(found)} distributions, all as constraints.txt says; {megabytes:.0f} MB", flush=True)
 
 
 def canonical(pin: str) -> str:

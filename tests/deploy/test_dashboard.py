@@ -101,7 +101,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusS
                 SECRET_KEY="s" * 32,
                 ENGINE_URL=worker.url,
                 ENGINE_API_KEY=engine_key,
-                ENGINE_TIMEOUT_S="2",
+                ENGINE_TIMEOUT_S="4",
             ) as server,
             server.client() as api,
             PrometheusServer(
