@@ -14,6 +14,7 @@ from scripted_backbone import NOT_FINITE, POISON, ScriptedBackbone
 
 from service.errors import ConfigurationError, EngineError, Overloaded, Unavailable
 from service.worker import worker as worker_module
+from service.worker.admission import Speed
 from service.worker.messages import BaseRewardHeads
 from service.worker.worker import Worker
 
@@ -34,8 +35,9 @@ def backbone() -> ScriptedBackbone:
 def make(backbone: ScriptedBackbone) -> Iterator[Callable[..., Worker]]:
     made: list[Worker] = []
 
-    def make(max_batch_tokens: int = 32, max_queue_tokens: int = 10_000) -> Worker:
-        made.append(Worker(backbone, HEADS, max_batch_tokens=max_batch_tokens, max_queue_tokens=max_queue_tokens))
+    def make(max_batch_tokens: int = 32, max_queue_tokens: int = 10_000, **limits: float) -> Worker:
+        bounds = {"max_batch_tokens": max_batch_tokens, "max_queue_tokens": max_queue_tokens, **limits}
+        made.append(Worker(backbone, HEADS, **bounds))
         return made[-1]
 
     yield make
@@ -307,3 +309,41 @@ def test_heads_of_another_backbone_are_refused(backbone):
     heads = BaseRewardHeads.of(np.ones((2, 5)), np.zeros(2))
     with pytest.raises(ConfigurationError, match="read 5 numbers"):
         Worker(backbone, heads, max_batch_tokens=1, max_queue_tokens=1)
+
+
+def test_a_wait_that_would_be_too_long_is_refused_before_the_queue_is_full(make, backbone):
+    worker = make(max_batch_tokens=4, max_queue_wait_s=5.0)
+    worker.start()
+    worker.base_rewards([[1] * 4], TIMEOUT_S)
+    worker._speed = Speed()
+    worker._speed.note(1, 1.0)  # a token a second
+    backbone.entered.clear()
+    backbone.may_go_on.clear()
+    running = worker.submit([[1] * 4])
+    assert backbone.entered.wait(TIMEOUT_S)
+    waiting = worker.submit([[2] * 4])  # nothing waits yet: admitted whatever it takes
+    for refused in (lambda: worker.submit([[3]]), lambda: worker.check_room(1)):
+        with pytest.raises(Overloaded) as error:
+            refused()
+        assert error.value.retry_after_s == pytest.approx(3.0)
+    assert waiting[0].cancel()
+    worker.check_room(1)  # who left makes room
+    late = worker.submit([[3]])
+    backbone.may_go_on.set()
+    wait([*running, *late], TIMEOUT_S)
+    assert (4 * (2,)) not in [text for batch in backbone.batches for text in batch]
+
+
+def test_refusing_looks_through_the_queue_only_where_somebody_left(make, monkeypatch):
+    worker = make(max_queue_tokens=10)
+    futures = worker.submit([[1] * 5, [2] * 5])
+    looked: list[bool] = []
+    discard = worker._queue.discard
+    monkeypatch.setattr(worker._queue, "discard", lambda unwanted: looked.append(True) or discard(unwanted))
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            worker.submit([[3]])
+    assert looked == []
+    futures[0].cancel()
+    worker.submit([[3]])
+    assert looked == [True]
