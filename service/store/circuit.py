@@ -15,8 +15,8 @@ class CircuitBreaker:
     Between trials it pauses, each time twice as long up to a bound, less a random part, so that the replicas that
     lost one dependency together do not come back together. Times are readings of one monotonic clock, in seconds.
 
-    One failure is enough because a refused call costs nothing that matters here: somebody else answers it. For a
-    failure that meant nothing the price is one short pause.
+    One failure is enough, so that few callers wait for a time limit. The first pause is short: a failure that meant
+    nothing (a process that was busy for a moment) shall cost little of what the dependency saves.
     """
 
     __slots__ = ("_first_pause_s", "_max_pause_s", "_next_pause_s", "_random", "_state", "_try_at")
@@ -24,7 +24,7 @@ class CircuitBreaker:
     def __init__(
         self,
         *,
-        first_pause_s: float = 0.2,
+        first_pause_s: float = 0.02,
         max_pause_s: float = 5.0,
         random_part: Callable[[], float] = random.random,
     ) -> None:
