@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from service.api.errors import answer_to
 from service.api.json_route import JsonRoute
-from service.errors import MetarewardError, Unauthenticated
+from service.errors import MetarewardError
 from service.operations.access import Access, Caller
 from service.operations.keys import Role
 
@@ -49,7 +49,7 @@ class Doorkeeper:
         """Pass one request on with its caller, or answer why not."""
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
             try:
-                scope[_CALLER] = await self._access.admit(_bearer_key(Headers(scope=scope)))
+                scope[_CALLER] = await self._access.admit(self._bearer_key(Headers(scope=scope)))
             except MetarewardError as error:
                 answer = answer_to(Request(scope), error)
                 if answer is None:
@@ -57,6 +57,15 @@ class Doorkeeper:
                 await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _bearer_key(self, headers: Headers) -> str | None:
+        values = headers.getlist("authorization")
+        if not values:
+            return None
+        scheme, _, key = values[0].partition(" ")
+        if len(values) > 1 or scheme.lower() != "bearer" or not key.strip():
+            raise self._access.missing("The Authorization header must be one, and read: Bearer mr_...")
+        return key.strip()
 
 
 class RoleRoute(JsonRoute):
@@ -77,13 +86,3 @@ class RoleRoute(JsonRoute):
             return await handler(request)
 
         return handle
-
-
-def _bearer_key(headers: Headers) -> str | None:
-    values = headers.getlist("authorization")
-    if not values:
-        return None
-    scheme, _, key = values[0].partition(" ")
-    if len(values) > 1 or scheme.lower() != "bearer" or not key.strip():
-        raise Unauthenticated("The Authorization header must be one, and read: Bearer mr_...")
-    return key.strip()

@@ -72,6 +72,7 @@ def serve(
         f"http://{address}:{metrics_server.port}/metrics" if metrics_server else None,
         str(settings.data_dir / "metareward.db") if settings.embedded_database else "the database of DATABASE_URL",
         demo=settings.checkpoint == DEMO_CHECKPOINT,
+        keys=settings.keys_required,
     )
     try:
         run_server(

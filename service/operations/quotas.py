@@ -69,7 +69,8 @@ class TenantLimits:
             QuotaExceeded: They are too many this minute.
         """
         await self._charge(tenant_id, "tokens", tokens, self._quotas.get(tenant_id, _UNLIMITED).tokens_per_minute)
-        self._metrics.tenant_tokens.labels(tenant_id).inc(tokens)
+        if tenant_id:  # a warm-up is nobody's
+            self._metrics.tenant_tokens.labels(tenant_id).inc(tokens)
 
     async def _charge(self, tenant_id: str, quota: str, amount: int, per_minute: int | None) -> None:
         if per_minute is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from benchmarks.server import ServerProcess
 from service.cli import app
 from service.errors import ConfigurationError, InvalidInput, MetarewardError, NotFound, Unavailable
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = re.compile(r"mr_[a-z2-7]{10}_[A-Za-z0-9_-]{43}")
 BODY = {"user_id": "ada", "prompt": "p", "completions": ["a", "b"]}
 
@@ -104,13 +108,25 @@ def test_a_database_that_is_away_or_old_is_told(tmp_path: Path) -> None:
 
 
 def test_a_server_that_others_reach_wants_a_key_and_takes_any_host_name(tmp_path: Path) -> None:
-    key = outcome("keys", "create", "--tenant", "acme", "--role", "score", DATA_DIR=str(tmp_path), DATABASE_URL="")
+    place = {"DATA_DIR": str(tmp_path), "DATABASE_URL": ""}
+    key = outcome("keys", "create", "--tenant", "acme", "--role", "adapt", **place)
     with ServerProcess(tmp_path, HOST="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         headers = {"authorization": f"Bearer {key.strip()}", "host": "rewards.example.org"}
         assert httpx.post(f"{url}/score", json=BODY, headers=headers).status_code == 200
         assert httpx.post(f"{url}/score", json=BODY).status_code == 401
         assert httpx.get(f"{url}/live", headers={"host": "10.0.0.7"}).status_code == 200
+
+        # What is printed to be copied, and the example, work with a key.
+        session = [line.strip() for line in server.output.splitlines() if line.strip().startswith("curl")]
+        assert len(session) == 4
+        shell = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        environment = {**os.environ, "KEY": key.strip(), "METAREWARD_API_KEY": key.strip()}
+        answers = [subprocess.run(["sh", "-c", line], env=environment, **shell).stdout for line in session]
+        states = [json.loads(answer).get("user_state", "-") for answer in answers[:3]]
+        assert states == ["cold_start", "-", "adapted"]
+        example = subprocess.run([sys.executable, "examples/quickstart.py", url], env=environment, **shell)
+        assert "grace (adapted):" in example.stdout
 
 
 def test_without_its_database_a_server_starts_and_lets_nobody_in(tmp_path: Path) -> None:
