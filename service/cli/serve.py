@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from service.cli.banner import banner
-from service.errors import ConfigurationError
+from service.cli.listen import address, cannot_listen, listen
 from service.observability.logging import configure_logging
 from service.settings import DEMO_CHECKPOINT, read_settings
 
@@ -52,13 +51,13 @@ def serve(
     from service.observability.metrics_server import MetricsServer
 
     # Bound before the model is loaded: a port that is taken is known at once, not after a minute.
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port, "PORT")
     metrics, metrics_server = Metrics(), None
     if settings.metrics_port is not None:
         try:
             metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
         except OSError as error:
-            raise _cannot_listen("METRICS_PORT", "--metrics-port", settings.metrics_port, error) from error
+            raise cannot_listen("METRICS_PORT", "--metrics-port", settings.metrics_port, error) from error
     typer.echo(f"Loading {settings.checkpoint} ...", err=True)
 
     from service.api.app import create_app
@@ -66,10 +65,9 @@ def serve(
     from service.runtime import build_runtime
 
     runtime = build_runtime(settings, metrics)
-    address = f"[{settings.host}]" if ":" in settings.host else settings.host
     announcement = banner(
-        f"http://{address}:{listener.getsockname()[1]}",
-        f"http://{address}:{metrics_server.port}/metrics" if metrics_server else None,
+        f"http://{address(settings.host)}:{listener.getsockname()[1]}",
+        f"http://{address(settings.host)}:{metrics_server.port}/metrics" if metrics_server else None,
         str(settings.data_dir / "metareward.db") if settings.embedded_database else "the database of DATABASE_URL",
         demo=settings.checkpoint == DEMO_CHECKPOINT,
         keys=settings.keys_required,
@@ -86,21 +84,3 @@ def serve(
     finally:
         if metrics_server is not None:
             metrics_server.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen("PORT", "--port", port, error) from error
-    return listener
-
-
-def _cannot_listen(setting: str, flag: str, port: int, error: OSError) -> ConfigurationError:
-    return ConfigurationError(
-        f"{setting}: cannot listen on {port} ({error.strerror}); give a free port by {flag} or {setting} (0 picks one)"
-    )
