@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Final, cast, get_args
 
 from service.backbone.protocol import Backbone, Dtype, Renderer
@@ -26,6 +27,7 @@ def load_backbone(name: str, *, device: str = AUTO, dtype: str = AUTO, max_token
         BackboneError: Unknown device or dtype, or a model that cannot be loaded. The message says what to set.
     """
     _check_max_tokens(max_tokens)
+    _require_torch()
     _let_waiting_threads_sleep()
     place = _device(device)
     number = _dtype(dtype, name, place)
@@ -57,6 +59,14 @@ def load_renderer(name: str, *, max_tokens: int | None = None) -> Renderer:
 def _check_max_tokens(max_tokens: int | None) -> None:
     if max_tokens is not None and max_tokens < 3:
         raise BackboneError(f"max_tokens is {max_tokens}; a text has at least 3 tokens with its special ones")
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise BackboneError(
+            "a backbone needs torch, which is not installed here: set ENGINE_URL to a `metareward worker`, or install "
+            "metareward[minilm] (for the embedded MiniLM) or metareward[torch]"
+        )
 
 
 def _let_waiting_threads_sleep() -> None:

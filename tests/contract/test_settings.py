@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError
-from service.settings import Settings, read_settings
+from service.settings import DEMO_CHECKPOINT, Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,3 +89,11 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_settings().port == 1234
     assert read_settings(port=99).port == 99
     assert read_settings(port=None).port == 1234
+
+
+def test_a_path_that_is_set_but_empty_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKPOINT", "")
+    monkeypatch.setenv("DATA_DIR", "")
+    settings = read_settings()
+    assert settings.checkpoint == DEMO_CHECKPOINT
+    assert settings.data_dir == Settings.model_fields["data_dir"].default
