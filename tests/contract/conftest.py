@@ -43,7 +43,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     upgrade(database)
     keys = Keys(KeyRepository(database))
     keys.create("acme", "score")  # one, or the server does not start
-    with ServerProcess(folder, AUTH="required", AUTH_CACHE_S=str(AUTH_CACHE_S), ACCESS_LOG="all") as server:
+    settings = {"AUTH": "required", "AUTH_CACHE_S": str(AUTH_CACHE_S), "ACCESS_LOG": "all"}
+    # On a busy machine nothing is refused for being slow.
+    settings |= {"MAX_QUEUE_WAIT_S": "300", "REQUEST_TIMEOUT_S": "300"}
+    with ServerProcess(folder, **settings) as server:
         yield Guarded(server, keys, TenantRepository(database))
     database.close()
 

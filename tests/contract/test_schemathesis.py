@@ -83,7 +83,7 @@ def test_what_is_sent_is_answered_as_documented(
         if mode is GenerationMode.POSITIVE:
             case.body = with_possible_users(case.body)
             case.path_parameters = with_possible_users(case.path_parameters)
-        response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
+        response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
         answered.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
 
