@@ -72,7 +72,7 @@ format: $(VENV)/.dev  ## Format the code
 bench: $(VENV)/.dev  ## Run the benchmarks, each beside a named peer
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(VENV)/.dev  ## Write the generated docs: docs/openapi.json, docs/settings.md, .env.example
+docs: $(VENV)/.dev  ## Write the generated docs: two OpenAPI documents, docs/settings.md, docs/metrics.md, .env.example
 	$(BIN)/python docs/generate.py
 
 demo-checkpoint: $(VENV)/.dev  ## Train the demo checkpoint again, as service/checkpoints/demo/README.md says

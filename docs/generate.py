@@ -1,4 +1,4 @@
-"""Write what the code already says: docs/openapi.json, docs/settings.md, docs/metrics.md and .env.example.
+"""Write what the code already says: two OpenAPI documents, docs/settings.md, docs/metrics.md and .env.example.
 
 Run by `make docs`; a test fails when the files differ from the code.
 """
@@ -14,6 +14,7 @@ from typing import Any, cast
 from pydantic import SecretStr
 
 from service.api.app import create_app
+from service.api.worker_openapi import worker_document
 from service.observability.metrics import Description, Metrics
 from service.runtime import Runtime
 from service.settings import DEMO_CHECKPOINT, Settings
@@ -25,6 +26,11 @@ def openapi() -> str:
     """The OpenAPI document. Only the routes are needed for it, so no model is loaded."""
     runtime = cast(Runtime, SimpleNamespace(metrics=Metrics(), lifecycle=None, access=None))
     return json.dumps(create_app(runtime, Settings()).openapi(), indent=1) + "\n"
+
+
+def worker_openapi() -> str:
+    """The worker's."""
+    return json.dumps(worker_document(), indent=1) + "\n"
 
 
 def settings_page() -> str:
@@ -171,6 +177,7 @@ def _default(value: Any) -> str:
 
 FILES = {
     "docs/openapi.json": openapi,
+    "docs/worker-openapi.json": worker_openapi,
     "docs/settings.md": settings_page,
     "docs/metrics.md": metrics_page,
     ".env.example": env_example,

@@ -1,4 +1,4 @@
-"""What docs/openapi.json says of each route, and whether an answer is as it says."""
+"""What an OpenAPI document under docs/ says of each route, and whether an answer is as it says."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ class Operation:
         return client.request(self.method.upper(), url, **({"json": self.body} if self.body else {}), **options)
 
 
-def read_document() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((ROOT / "docs/openapi.json").read_text())
+REST_DOCUMENT = "docs/openapi.json"
+WORKER_DOCUMENT = "docs/worker-openapi.json"
+
+
+def read_document(path: str = REST_DOCUMENT) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((ROOT / path).read_text())
     return document
 
 

@@ -1,4 +1,4 @@
-"""A server that wants keys, for tests."""
+"""Servers that want keys, for tests."""
 
 from __future__ import annotations
 
@@ -35,3 +35,4 @@ class Guarded:
 
 
 AUTH_CACHE_S = 0.5
+WORKER_KEY = "k" * 32

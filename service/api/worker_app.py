@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 import orjson
@@ -19,6 +19,7 @@ import orjson
 from service.api.classify_request import parse_classify
 from service.api.departure import Departure
 from service.api.request_id import assign_request_id
+from service.api.worker_openapi import worker_document
 from service.errors import EngineError, InvalidInput, MetarewardError, NotFound, Overloaded, TemporaryError
 from service.observability.requests import RequestObserver
 from service.runtime.worker import WorkerRuntime
@@ -33,8 +34,14 @@ Headers = dict[bytes, bytes]
 logger = logging.getLogger(__name__)
 
 QUEUED_TOKENS: Final = b"x-queued-tokens"
-_PUBLIC: Final = {"/live", "/ready"}
-_ROUTES: Final = {"/live": "GET", "/ready": "GET", "/v1/models": "GET", "/classify": "POST"}
+_PUBLIC: Final = {"/live", "/ready", "/openapi.json"}
+_ROUTES: Final = {
+    "/live": "GET",
+    "/ready": "GET",
+    "/openapi.json": "GET",
+    "/v1/models": "GET",
+    "/classify": "POST",
+}
 _TYPES: Final = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -52,13 +59,16 @@ _CLIENT_LEFT: Final = 499  # in the log; nobody is there to be answered
 
 
 class _RefusedError(Exception):
-    def __init__(self, status: int, message: str, *, param: str | None = None, retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, retry_after_s: float = 0.0, allow: str = ""
+    ) -> None:
         super().__init__(status, message)
         self.status = status
         self.message = message
         self.kind = _TYPES[status]
         self.param = param
         self.retry_after_s = retry_after_s
+        self.allow = allow
 
 
 class WorkerApp:
@@ -73,11 +83,11 @@ class WorkerApp:
         timeout_s: float,
         observer: RequestObserver | None = None,
     ) -> None:
-        """With a `key` every route but /live and /ready needs it; without, the Host must be a name of loopback."""
+        """With a `key` every route but the public ones needs it; without, the Host must be a name of loopback."""
         self._observer = observer or RequestObserver(None)
         self._runtime = runtime
         self._lifecycle = runtime.lifecycle
-        self._authorization = f"Bearer {key}".encode() if key else b""
+        self._key = key.encode()
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._started = int(time.time())
@@ -109,11 +119,11 @@ class WorkerApp:
             if path not in _PUBLIC:
                 self._lifecycle.begin_request()
                 counted = True
-                self._authenticate(headers)
+                self._authenticate(scope["headers"])
             if (method := _ROUTES.get(path)) is None:
-                raise _RefusedError(404, "no such path; this worker answers POST /classify and GET /v1/models")
+                raise _RefusedError(404, "no such path; GET /openapi.json tells what this worker answers")
             if scope["method"] != method:
-                raise _RefusedError(405, f"this path is asked with {method}")
+                raise _RefusedError(405, f"this path is asked with {method}", allow=method)
             if path == "/classify":
                 async with asyncio.timeout(self._timeout_s):
                     await self._receive(headers, receive, body)
@@ -152,13 +162,15 @@ class WorkerApp:
         await asyncio.to_thread(self._runtime.close)
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _authenticate(self, headers: Headers) -> None:
-        if self._authorization:
-            if not secrets.compare_digest(headers.get(b"authorization", b""), self._authorization):
-                raise _RefusedError(401, "this worker needs its ENGINE_API_KEY: send Authorization: Bearer <key>")
+    def _authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if self._key:
+            sent = [value.partition(b" ") for name, value in headers if name == b"authorization"]
+            scheme, _, key = sent[0] if len(sent) == 1 else (b"", b"", b"")
+            if scheme.lower() != b"bearer" or not secrets.compare_digest(key.strip(), self._key):
+                raise _RefusedError(401, "this worker needs its ENGINE_API_KEY: send one Authorization: Bearer <key>")
             return
         # Without a key, a page in the operator's browser may reach a loopback port by a name pointed at it.
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = dict(headers).get(b"host", b"").decode("latin-1").lower()
         name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
         if not is_loopback(name):
             raise _RefusedError(421, "call this worker as localhost, 127.0.0.1 or [::1]; it has no ENGINE_API_KEY")
@@ -212,6 +224,8 @@ class WorkerApp:
         runtime = self._runtime
         if path == "/live":
             return 200, {"status": "live"}
+        if path == "/openapi.json":
+            return 200, worker_document()
         if path == "/ready":
             draining, healthy = self._lifecycle.draining, runtime.engine.healthy
             state = "draining" if draining else "ready" if healthy else "the device fails"
@@ -255,6 +269,8 @@ class WorkerApp:
             extra.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after_s))).encode()))
         if refusal.status == 401:
             extra.append((b"www-authenticate", b"Bearer"))
+        if refusal.allow:
+            extra.append((b"allow", refusal.allow.encode()))
         if refusal.status == 413:
             extra.append((b"connection", b"close"))  # what is left of the body is not read
         await self._send(send, refusal.status, {"error": body}, extra)

@@ -1,4 +1,4 @@
-"""Two servers for all contract tests, one without keys and one with: the demo checkpoint on MiniLM over SQLite."""
+"""For all contract tests: a server without keys, one with, and a worker: the demo checkpoint on MiniLM over SQLite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from datetime import timedelta
 
 import httpx
 import pytest
-from guarded import AUTH_CACHE_S, Guarded
+from guarded import AUTH_CACHE_S, WORKER_KEY, Guarded
 
 from benchmarks.server import ServerProcess
+from benchmarks.worker import WorkerProcess
 from service.operations.keys import Keys
 from service.store import open_database
 from service.store.keys import KeyRepository
@@ -49,6 +50,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     with ServerProcess(folder, **settings) as server:
         yield Guarded(server, keys, TenantRepository(database))
     database.close()
+
+
+@pytest.fixture(scope="session")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    settings = {"ENGINE_API_KEY": WORKER_KEY, "MAX_QUEUE_WAIT_S": "300", "ENGINE_TIMEOUT_S": "300"}
+    with WorkerProcess(tmp_path_factory.mktemp("worker"), **settings) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from documented import ROOT
-from guarded import Guarded
+from documented import REST_DOCUMENT, ROOT, WORKER_DOCUMENT
+from guarded import WORKER_KEY, Guarded
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation.modes import GenerationMode
@@ -32,9 +32,15 @@ def rest_server(request: pytest.FixtureRequest) -> tuple[str, str]:
     return guarded.server.url, guarded.key("schemathesis", "admin")
 
 
+def worker_server(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """URL and key of a worker."""
+    return request.getfixturevalue("worker").url, WORKER_KEY
+
+
 # By name: the document, and a function that gives (url, key) of a running server.
 SERVERS: dict[str, tuple[str, Callable[[pytest.FixtureRequest], tuple[str, str]]]] = {
-    "rest": ("docs/openapi.json", rest_server),
+    "rest": (REST_DOCUMENT, rest_server),
+    "worker": (WORKER_DOCUMENT, worker_server),
 }
 
 
@@ -53,11 +59,15 @@ def cases() -> list[Any]:
     return found
 
 
-def with_possible_users(value: Any) -> Any:
-    """`value` with user ids that the server takes: their rule is told in words, so that breaking it is explained."""
+# What a server takes for fields whose rule is told in words, so that breaking it is explained.
+POSSIBLE = {"user_id": "ada", "model": None}
+
+
+def with_what_is_possible(value: Any) -> Any:
+    """`value` with users and models that the server takes."""
     if isinstance(value, dict):
-        return {k: "ada" if k == "user_id" else with_possible_users(v) for k, v in value.items()}
-    return [with_possible_users(v) for v in value] if isinstance(value, list) else value
+        return {k: POSSIBLE.get(k, with_what_is_possible(v)) for k, v in value.items()}
+    return [with_what_is_possible(v) for v in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(("operation", "reach", "mode"), cases())
@@ -81,8 +91,8 @@ def test_what_is_sent_is_answered_as_documented(
     @given(case=operation.as_strategy(mode))
     def check(case: Any) -> None:
         if mode is GenerationMode.POSITIVE:
-            case.body = with_possible_users(case.body)
-            case.path_parameters = with_possible_users(case.path_parameters)
+            case.body = with_what_is_possible(case.body)
+            case.path_parameters = with_what_is_possible(case.path_parameters)
         response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
         answered.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
@@ -92,4 +102,4 @@ def test_what_is_sent_is_answered_as_documented(
         assert {200, 204} & answered
         assert 401 not in answered
     else:  # wrong keys are among what is sent
-        assert {401, 404, 422} & answered
+        assert {400, 401, 404, 422} & answered
