@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,12 +46,14 @@ class _Loaded:
     is_row: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Read:
-    """A read of the database for all who ask meanwhile."""
+    """A read of the database for all who ask meanwhile: the thread's work, and its end on the event loop."""
 
     began: float
+    work: Future[_Loaded]
     loaded: asyncio.Future[_Loaded]
+    waiters: int = 0
 
 
 class UserStates:
@@ -183,19 +185,25 @@ class UserStates:
         self._refuse_in_outage(self._pause_s)
         if read is None:
             read = self._begin_read(tenant_id, user_id)
-        # Shielded: a caller that leaves must not take the answer from the others.
-        return (await asyncio.shield(read.loaded)).user, read.began
+        read.waiters += 1
+        try:
+            # Shielded: a caller that leaves must not take the answer from the others.
+            return (await asyncio.shield(read.loaded)).user, read.began
+        finally:
+            read.waiters -= 1
+            # The last one that leaves takes along what waits for a thread: requests that come and go are not bounded.
+            if read.waiters == 0 and read.work.cancel():
+                self._forget_read(key, read)
 
     def _begin_read(self, tenant_id: str, user_id: str) -> _Read:
         key = (tenant_id, user_id)
         retries = self._retrying = self._outage is not None
-        read = self._reads[key] = _Read(
-            time.monotonic(),
-            asyncio.get_running_loop().run_in_executor(self._executor, self._load, tenant_id, user_id),
-        )
+        began = time.monotonic()
+        work = self._executor.submit(self._load, tenant_id, user_id)
+        read = self._reads[key] = _Read(began, work, asyncio.wrap_future(work))
 
         def remember(done: asyncio.Future[_Loaded]) -> None:
-            del self._reads[key]
+            self._forget_read(key, read)
             if retries:
                 self._retrying = False
             if done.cancelled() or done.exception() is not None:
@@ -210,6 +218,10 @@ class UserStates:
 
         read.loaded.add_done_callback(remember)
         return read
+
+    def _forget_read(self, key: tuple[str, str], read: _Read) -> None:
+        if self._reads.get(key) is read:
+            del self._reads[key]
 
     def _refuse_in_outage(self, within_s: float) -> None:
         outage = self._outage

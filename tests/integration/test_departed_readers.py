@@ -1,0 +1,42 @@
+"""What happens to reads of the database whose callers have left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from operating import Operations
+
+from service.store import Database
+
+
+def test_reads_that_nobody_waits_for_leave_the_queue(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = Operations(database)
+    read = operations.repository.get
+    asked: list[str] = []
+
+    def noting(tenant_id: str, user_id: str):
+        asked.append(user_id)
+        return read(tenant_id, user_id)
+
+    monkeypatch.setattr(operations.repository, "get", noting)
+
+    async def path() -> None:
+        go_on = threading.Event()
+        busy = [operations.executor.submit(go_on.wait, 30.0) for _ in range(4)]  # every thread
+        leaving = [asyncio.create_task(operations.states.resolve("t", f"user{i % 50}")) for i in range(100)]
+        staying = asyncio.create_task(operations.states.resolve("t", "user7"))
+        await asyncio.sleep(0.05)
+        for task in leaving:
+            task.cancel()
+        await asyncio.wait(leaving)
+        again = asyncio.create_task(operations.states.resolve("t", "user8"))
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert all(thread.result() for thread in busy)
+        assert (await staying).standing == (await again).standing == "cold_start"
+
+    asyncio.run(path())
+    operations.executor.shutdown()
+    assert sorted(asked) == ["user7", "user8"]
