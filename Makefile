@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where the package index has only the CUDA build of torch, set this to an index of CPU wheels.
 TORCH_INDEX_URL ?=
+# Test processes side by side; every server that tests start takes a port of its own.
+TEST_JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ serve: $(VENV)/.serve  ## Run the server on an embedded default (ARGS="--port 80
 	$(BIN)/metareward serve $(ARGS)
 
 test: $(VENV)/.dev  ## Run the whole default test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -43,6 +43,29 @@ def pair(text: str) -> dict[str, Any]:
     return {"prompt": f"Why, {SECRET}?", "chosen": f"{text} {SECRET}", "rejected": f"No, {SECRET}."}
 
 
+def test_a_line_of_a_request_says_whose_it_is(server: ServerProcess) -> None:
+    with server.client() as client:
+        client.get("/live", headers={"X-Request-ID": "mine-1"})
+        assert (
+            client.post("/score", json=score("tokenizer-fails"), headers={"X-Request-ID": "mine-2"}).status_code == 500
+        )
+    deadline = time.monotonic() + 30
+    while server.output.count("mine-2") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines = [line for line in server.output.splitlines() if "mine-" in line]
+    live, failed, answered = (json.loads(line) for line in lines)
+    assert live["logger"] == "service.access"
+    assert {"method": "GET", "route": "/live", "status": 200, "level": "info"}.items() <= live.items()
+    assert failed["level"] == "error"
+    assert failed["exception"].startswith("Traceback (most recent call last):")
+    assert answered["status"] == 500
+    assert answered["level"] == "warning"
+    assert answered["request_id"] == failed["request_id"] == "mine-2"
+    assert set(answered["stages_ms"]) == {"user", "cache", "tokenise"}
+    assert answered["bytes_in"] > 0 < answered["bytes_out"]
+
+
+# The last one: it leaves a server without a worker.
 def test_no_request_and_no_failure_puts_a_text_a_user_or_a_key_into_the_log(server: ServerProcess) -> None:
     with server.client() as client:
         client.headers.update({"Cookie": SECRET, "User-Agent": SECRET})
@@ -101,25 +124,3 @@ def test_no_request_and_no_failure_puts_a_text_a_user_or_a_key_into_the_log(serv
         "an error as an argument: __main__.IndiscreetError: (message of",
     ):
         assert told in log, told
-
-
-def test_a_line_of_a_request_says_whose_it_is(server: ServerProcess) -> None:
-    with server.client() as client:
-        client.get("/live", headers={"X-Request-ID": "mine-1"})
-        assert (
-            client.post("/score", json=score("tokenizer-fails"), headers={"X-Request-ID": "mine-2"}).status_code == 500
-        )
-    deadline = time.monotonic() + 30
-    while server.output.count("mine-2") < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    lines = [line for line in server.output.splitlines() if "mine-" in line]
-    live, failed, answered = (json.loads(line) for line in lines)
-    assert live["logger"] == "service.access"
-    assert {"method": "GET", "route": "/live", "status": 200, "level": "info"}.items() <= live.items()
-    assert failed["level"] == "error"
-    assert failed["exception"].startswith("Traceback (most recent call last):")
-    assert answered["status"] == 500
-    assert answered["level"] == "warning"
-    assert answered["request_id"] == failed["request_id"] == "mine-2"
-    assert set(answered["stages_ms"]) == {"user", "cache", "tokenise"}
-    assert answered["bytes_in"] > 0 < answered["bytes_out"]

@@ -40,6 +40,8 @@ def test_a_fresh_folder_is_well_and_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_command_says_what_is_broken_and_ends_with_2(tmp_path: Path) -> None:
     environment = {
         "PATH": os.environ["PATH"],
+        "PORT": "0",
+        "METRICS_PORT": "0",
         "HOME": str(tmp_path),
         "DATABASE_URL": f"postgresql://me:s3cret@127.0.0.1:{free_port()}/x",
         "REDIS_URL": f"redis://:hush@127.0.0.1:{free_port()}/0",
