@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from service.api.bounded_protocol import BoundedProtocol
 from service.operations.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
