@@ -32,12 +32,12 @@ Try it, in another terminal: Ada likes it short and plain. Which of two new answ
 """
 
 
-def banner(api_url: str, metrics_url: str | None, users: str, *, demo: bool, keys: bool) -> str:
+def banner(api_url: str, metrics_url: str, users: str, *, demo: bool, keys: bool) -> str:
     """The text, with paths that work from the current folder; the session only where the demo checkpoint serves.
 
     With `keys` the session sends the key that the shell's variable KEY holds.
     """
-    text = _PLACES.format(api=api_url, metrics=metrics_url or "off (METRICS_PORT is empty)", users=users)
+    text = _PLACES.format(api=api_url, metrics=metrics_url, users=users)
     if demo and EXAMPLES.is_dir():
         try:
             examples = EXAMPLES.relative_to(Path.cwd())

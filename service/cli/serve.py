@@ -8,21 +8,20 @@ from typing import Annotated
 import typer
 
 from service.cli.banner import banner
-from service.cli.listen import address, cannot_listen, listen
+from service.cli.listen import address, listen, metrics_url, serve_metrics
+from service.cli.options import BackboneOption, CheckpointOption, Device, DtypeOption, Host
 from service.observability.logging import configure_logging
 from service.settings import DEMO_CHECKPOINT, read_settings
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback needs API keys.")] = None,
+    host: Host = None,
     port: Annotated[int | None, typer.Option(help="Port of the REST API; 0 picks a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 picks a free one.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; default: the demo checkpoint.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="`minilm`, a hub id or a path; default: the one of the checkpoint.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="`auto`, `float32` or `bfloat16`.")] = None,
+    checkpoint: CheckpointOption = None,
+    backbone: BackboneOption = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql://... or sqlite:///file.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the embedded database; default: .metareward here.")
@@ -48,16 +47,11 @@ def serve(
     configure_logging(settings.log_level, settings.log_format)
 
     from service.observability.metrics import Metrics
-    from service.observability.metrics_server import MetricsServer
 
     # Bound before the model is loaded: a port that is taken is known at once, not after a minute.
     listener = listen(settings.host, settings.port, "PORT")
-    metrics, metrics_server = Metrics(), None
-    if settings.metrics_port is not None:
-        try:
-            metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
-        except OSError as error:
-            raise cannot_listen("METRICS_PORT", "--metrics-port", settings.metrics_port, error) from error
+    metrics = Metrics()
+    metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port, "METRICS_PORT")
     typer.echo(f"Loading {settings.checkpoint} ...", err=True)
 
     from service.api.app import create_app
@@ -67,7 +61,7 @@ def serve(
     runtime = build_runtime(settings, metrics)
     announcement = banner(
         f"http://{address(settings.host)}:{listener.getsockname()[1]}",
-        f"http://{address(settings.host)}:{metrics_server.port}/metrics" if metrics_server else None,
+        metrics_url(settings.host, metrics_server, "METRICS_PORT"),
         str(settings.data_dir / "metareward.db") if settings.embedded_database else "the database of DATABASE_URL",
         demo=settings.checkpoint == DEMO_CHECKPOINT,
         keys=settings.keys_required,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.cli.listen import address, cannot_listen, listen
+from service.cli.listen import address, listen, metrics_url, serve_metrics
+from service.cli.options import BackboneOption, CheckpointOption, Device, DtypeOption, Host
 from service.settings import read_settings
 
 _BANNER = """
@@ -24,15 +24,13 @@ Ctrl-C stops the worker."""
 
 
 def worker(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback needs a key.")] = None,
+    host: Host = None,
     port: Annotated[int | None, typer.Option(help="Port of /classify; 0 picks a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 picks a free one.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint directory; default: the demo checkpoint.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="`minilm`, a hub id or a path; default: the one of the checkpoint.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="`auto`, `float32` or `bfloat16`.")] = None,
+    checkpoint: CheckpointOption = None,
+    backbone: BackboneOption = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Serve a checkpoint's base rewards to REST layers, without users and without a database.
 
@@ -52,7 +50,6 @@ def worker(
 
     from service.observability.logging import configure_logging
     from service.observability.metrics import WorkerMetrics
-    from service.observability.metrics_server import MetricsServer
     from service.observability.requests import RequestObserver
     from service.observability.tracing import open_tracing
     from service.runtime.engine_key import engine_key
@@ -63,12 +60,8 @@ def worker(
     tracing = open_tracing(settings.otlp_endpoint, settings.trace_sample_ratio, "metareward-worker")
     # Bound before the model is loaded: a port that is taken is known at once, not after a minute.
     listener = listen(settings.host, settings.worker_port, "WORKER_PORT")
-    metrics, metrics_server = WorkerMetrics(), None
-    if settings.worker_metrics_port is not None:
-        try:
-            metrics_server = MetricsServer(metrics, settings.host, settings.worker_metrics_port)
-        except OSError as error:
-            raise cannot_listen("WORKER_METRICS_PORT", "--metrics-port", settings.worker_metrics_port, error) from error
+    metrics = WorkerMetrics()
+    metrics_server = serve_metrics(metrics, settings.host, settings.worker_metrics_port, "WORKER_METRICS_PORT")
     typer.echo(f"Loading {settings.checkpoint} ...", err=True)
 
     from service.api.server import run_server
@@ -78,9 +71,7 @@ def worker(
     url = f"http://{address(settings.host)}:{listener.getsockname()[1]}"
     announcement = _BANNER.format(
         url=url,
-        metrics=f"http://{address(settings.host)}:{metrics_server.port}/metrics"
-        if metrics_server
-        else "off (WORKER_METRICS_PORT is empty)",
+        metrics=metrics_url(settings.host, metrics_server, "WORKER_METRICS_PORT"),
         model=runtime.model,
         name=runtime.name,
         backbone=runtime.backbone,

@@ -58,6 +58,22 @@ def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | N
     """
     if settings.engine_urls:
         return _open_remote(settings, checkpoint, metrics or Metrics())
+    backbone, worker = open_worker(settings, checkpoint, None if metrics is None else metrics.worker)
+
+    def close() -> None:
+        worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
+
+    return EngineParts(worker, backbone.renderer, backbone.spec.as_json(), close)
+
+
+def open_worker(
+    settings: Settings, checkpoint: Checkpoint, metrics: WorkerMetrics | None, *, with_biases: bool = True
+) -> tuple[Backbone, Worker]:
+    """The backbone of the settings, or else of the checkpoint, and a running worker that owns it.
+
+    Raises:
+        ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
+    """
     backbone = load_backbone(
         settings.backbone or checkpoint.backbone.id,
         device=settings.device,
@@ -70,13 +86,10 @@ def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | N
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_wait_s=settings.max_queue_wait_s,
-        metrics=None if metrics is None else metrics.worker,
+        metrics=metrics,
+        with_biases=with_biases,
     )
-
-    def close() -> None:
-        worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
-
-    return EngineParts(worker, backbone.renderer, backbone.spec.as_json(), close)
+    return backbone, worker
 
 
 def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> EngineParts:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.backbone.load import load_backbone
 from service.checkpoints import load_checkpoint
 from service.observability.metrics import WorkerMetrics
 from service.operations.classify import Classify
 from service.operations.engine import Engine
 from service.operations.lifecycle import Lifecycle
-from service.runtime.engine import start_worker
+from service.runtime.engine import open_worker
 from service.settings import Settings
 
 
@@ -49,21 +48,8 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
         ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
     """
     checkpoint = load_checkpoint(settings.checkpoint)
-    backbone = load_backbone(
-        settings.backbone or checkpoint.backbone.id,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_tokens=settings.max_tokens,
-    )
-    worker, _ = start_worker(
-        checkpoint,
-        backbone,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_queue_tokens=settings.max_queue_tokens,
-        max_queue_wait_s=settings.max_queue_wait_s,
-        metrics=metrics,
-        with_biases=False,
-    )
+    # A stock vLLM serves heads without biases, and this stands in its place.
+    backbone, worker = open_worker(settings, checkpoint, metrics, with_biases=False)
     metrics.queue_tokens.set_function(lambda: worker.queued_tokens)
     metrics.healthy.set_function(lambda: worker.healthy)
 
