@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
-from service.errors import FieldIssue, InvalidInput, Overloaded
+from service.errors import FieldIssue, InvalidInput, MetarewardError, Overloaded
 from service.observability.metrics import Metrics
 from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
@@ -44,6 +45,28 @@ class BaseRewards:
     engine_s: float
 
 
+class TokenMeter(Protocol):
+    """Whom tenants pay for what the engine computes."""
+
+    async def charge_tokens(self, tenant_id: str, tokens: int) -> None:
+        """Take `tokens`, what a request may cost at most.
+
+        Raises:
+            QuotaExceeded: They are too many this minute.
+        """
+
+    async def settle_tokens(self, tenant_id: str, *, charged: int, used: int) -> None:
+        """Give back what was charged and not used."""
+
+
+@dataclass(slots=True)
+class _Usage:
+    """Tokens of one request that the engine took, and those of them that it has answered."""
+
+    taken: int = 0
+    answered: int = 0
+
+
 class BaseRewardReader:
     """The only way from a text to base rewards; every front door and every adaptation goes through it.
 
@@ -60,7 +83,7 @@ class BaseRewardReader:
         cache_scope: CacheScope,
         metrics: Metrics,
         shared: SharedBaseRewards | None = None,
-        charge: Callable[[str, int], Awaitable[None]] | None = None,
+        meter: TokenMeter | None = None,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
@@ -69,7 +92,7 @@ class BaseRewardReader:
         self._cache_scope = cache_scope
         self._metrics = metrics
         self._shared = shared
-        self._charge = charge
+        self._meter = meter
         self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
 
     @property
@@ -107,15 +130,22 @@ class BaseRewardReader:
                 tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
                 tokens = sum(len(text.token_ids) for text in tokenised)
                 tokenise.attributes = {"texts": len(missing), "tokens": tokens}
-            if self._charge is not None:
-                await self._charge(tenant_id, tokens)
+            if self._meter is not None:
+                await self._meter.charge_tokens(tenant_id, tokens)
             with self._metrics.stage("engine") as engine:
                 engine.attributes = {"texts": len(missing), "tokens": tokens}
+                usage = _Usage()
                 try:
-                    computed = await self._compute(scope, [keys[i] for i in missing], tokenised)
-                except Overloaded:
-                    self._metrics.refusals.labels("queue").inc()
+                    computed = await self._compute(scope, [keys[i] for i in missing], tokenised, usage)
+                except MetarewardError as error:
+                    # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
+                    usage.taken = usage.answered
+                    if isinstance(error, Overloaded):
+                        self._metrics.refusals.labels("queue").inc()
                     raise
+                finally:
+                    if self._meter is not None:
+                        await self._meter.settle_tokens(tenant_id, charged=tokens, used=usage.taken)
             tokenise_s, engine_s = tokenise.seconds, engine.seconds
             for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
@@ -178,7 +208,7 @@ class BaseRewardReader:
         return tokenised
 
     async def _compute(
-        self, scope: str, keys: Sequence[bytes], texts: Sequence[TokenisedText]
+        self, scope: str, keys: Sequence[bytes], texts: Sequence[TokenisedText], usage: _Usage
     ) -> list[CachedBaseRewards]:
         now = time.monotonic()
 
@@ -188,11 +218,18 @@ class BaseRewardReader:
         # Others may have computed a text while this request was being tokenised.
         found = [self._cache.get(key, now) for key in keys]
         wanted = [i for i, known in enumerate(found) if known is None or known.truncated != texts[i].truncated]
-        computed = await self._flights.run(
-            [token_key(scope, texts[i].token_ids) for i in wanted],
-            lambda indices: self._engine.submit([texts[wanted[j]].token_ids for j in indices]),
-            lambda j, rewards_K: self._cache.put(keys[wanted[j]], entry(wanted[j], rewards_K), now),
-        )
+
+        def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
+            submitted = [texts[wanted[j]].token_ids for j in indices]
+            futures = self._engine.submit(submitted)
+            usage.taken += sum(map(len, submitted))
+            return futures
+
+        def landed(j: int, rewards_K: npt.NDArray[np.float64]) -> None:
+            usage.answered += len(texts[wanted[j]].token_ids)
+            self._cache.put(keys[wanted[j]], entry(wanted[j], rewards_K), now)
+
+        computed = await self._flights.run([token_key(scope, texts[i].token_ids) for i in wanted], submit, landed)
         for i, rewards_K in zip(wanted, computed, strict=True):
             found[i] = known = entry(i, rewards_K)
             self._cache.put(keys[i], known, now)

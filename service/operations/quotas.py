@@ -35,6 +35,10 @@ class TokenBucket:
         self._taken += amount
         return Taken(allowed=True, retry_after_s=0.0)
 
+    def give_back(self, amount: float) -> None:
+        """Put back what was taken and not used; the bucket holds no more than when it is full."""
+        self._taken = max(0.0, self._taken - amount)
+
 
 class TenantLimits:
     """Charges tenants for requests and tokens. Lives on one event loop.
@@ -63,14 +67,26 @@ class TenantLimits:
         self._metrics.tenant_requests.labels(tenant_id).inc()
 
     async def charge_tokens(self, tenant_id: str, tokens: int) -> None:
-        """Count tokens that the engine is about to compute.
+        """Take tokens that the engine may be about to compute; `settle_tokens` counts those that it did.
 
         Raises:
             QuotaExceeded: They are too many this minute.
         """
         await self._charge(tenant_id, "tokens", tokens, self._quotas.get(tenant_id, _UNLIMITED).tokens_per_minute)
-        if tenant_id:  # a warm-up is nobody's
-            self._metrics.tenant_tokens.labels(tenant_id).inc(tokens)
+
+    async def settle_tokens(self, tenant_id: str, *, charged: int, used: int) -> None:
+        """Count the tokens that the engine computed, and give back the others that were charged."""
+        if tenant_id and used:  # a warm-up is nobody's
+            self._metrics.tenant_tokens.labels(tenant_id).inc(used)
+        per_minute = self._quotas.get(tenant_id, _UNLIMITED).tokens_per_minute
+        if per_minute is None or used >= charged:
+            return
+        shared = self._shared
+        amount = charged - used
+        if shared is None or not await shared.give_back(
+            tenant_id, "tokens", amount, limit=per_minute, window_s=_MINUTE_S
+        ):
+            self._bucket(tenant_id, "tokens").give_back(amount)
 
     async def _charge(self, tenant_id: str, quota: str, amount: int, per_minute: int | None) -> None:
         if per_minute is None:
@@ -79,10 +95,13 @@ class TenantLimits:
         if self._shared is not None:
             taken = await self._shared.take(tenant_id, quota, amount, limit=per_minute, window_s=_MINUTE_S)
         if taken is None:
-            bucket = self._buckets.setdefault((tenant_id, quota), TokenBucket())
+            bucket = self._bucket(tenant_id, quota)
             taken = bucket.take(amount, time.monotonic(), limit=per_minute, window_s=_MINUTE_S)
         if not taken.allowed:
             self._metrics.quota_refusals.labels(tenant_id, quota).inc()
             raise QuotaExceeded(
                 quota, f"This tenant may use {per_minute} {quota} a minute and has used them.", taken.retry_after_s
             )
+
+    def _bucket(self, tenant_id: str, quota: str) -> TokenBucket:
+        return self._buckets.setdefault((tenant_id, quota), TokenBucket())

@@ -137,7 +137,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         cache_scope=settings.cache_scope,
         metrics=metrics,
         shared=None if redis is None else redis.base_rewards,
-        charge=limits.charge_tokens,
+        meter=limits,
     )
     states = UserStates(
         repository=repository,

@@ -22,7 +22,7 @@ local needed = math.min(amount, limit)
 if ARGV[4] == '0' and level < needed then
   return {0, string.format('%.6f', (needed - level) / rate)}
 end
-level = level - amount
+level = math.min(limit, level - amount)
 redis.call('HSET', KEYS[1], 'level', string.format('%.17g', level), 'at', string.format('%.6f', now))
 redis.call('PEXPIRE', KEYS[1], math.ceil((limit - level) / rate * 1000) + 1000)
 return {1, '0'}
@@ -48,6 +48,15 @@ class RedisCounters:
         """See `SharedCounters.take`."""
         if not (amount >= 0 and limit > 0 and window_s > 0 and math.isfinite(amount + limit + window_s)):
             raise ValueError("amount must be at least 0, limit and window_s positive, and all finite")
+        return await self._change(tenant_id, quota, amount, limit, window_s, force=force)
+
+    async def give_back(self, tenant_id: str, quota: str, amount: float, *, limit: float, window_s: float) -> bool:
+        """See `SharedCounters.give_back`."""
+        return await self._change(tenant_id, quota, -amount, limit, window_s, force=True) is not None
+
+    async def _change(
+        self, tenant_id: str, quota: str, amount: float, limit: float, window_s: float, *, force: bool
+    ) -> Taken | None:
         key = b"mr:q:" + self._keys.digest("quota", tenant_id, quota)
         command = ("EVAL", _TAKE, 1, key, repr(amount), repr(limit), repr(window_s), "1" if force else "0")
         try:

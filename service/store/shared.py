@@ -102,3 +102,10 @@ class SharedCounters(Protocol):
         Returns:
             The answer, or None where the shared store does not answer: count per process then.
         """
+
+    async def give_back(self, tenant_id: str, quota: str, amount: float, *, limit: float, window_s: float) -> bool:
+        """Put back what was taken and not used; a bucket that is full takes no more.
+
+        Returns:
+            Whether the shared store has it; where it does not answer, nothing is known of the bucket.
+        """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+from concurrent.futures import Future
 
 import pytest
-from operating import Operations, user_says
+from operating import Operations, ToyEngine, user_says
 from redis_server import RedisServer
 
-from service.errors import QuotaExceeded
+from service.errors import Overloaded, QuotaExceeded, Unavailable
 from service.observability.metrics import Metrics
 from service.operations.adapt import PreferencePair
 from service.operations.quotas import TenantLimits, TokenBucket
@@ -105,7 +106,7 @@ def test_only_what_the_engine_computes_costs_tokens(database: Database) -> None:
     operations = Operations(database)
     limits = TenantLimits(metrics=operations.metrics)
     limits.learn("t", Quotas(tokens_per_minute=20))
-    operations.base_rewards._charge = limits.charge_tokens
+    operations.base_rewards._meter = limits
 
     async def score(completion: str) -> None:
         item = ScoreItem("ada", user_says("q"), [completion])
@@ -128,6 +129,81 @@ def test_only_what_the_engine_computes_costs_tokens(database: Database) -> None:
     assert len(operations.engine.texts) == 2
     value = operations.metrics.registry.get_sample_value
     assert value("metareward_tenant_tokens_total", {"tenant": "t"}) == 20
+
+
+class MoodyEngine(ToyEngine):
+    """Refuses, fails or keeps texts though it seemed to have room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusal: Exception | None = None
+        self.answer: Exception | None = None
+        self.keeps = False
+        self.kept = asyncio.Event()
+
+    def submit(self, texts):
+        if self.refusal is not None:
+            raise self.refusal
+        if self.keeps:
+            self.kept.set()
+            return [Future() for _ in texts]
+        futures = super().submit(texts)
+        if self.answer is not None:
+            futures[-1] = Future()
+            futures[-1].set_exception(self.answer)
+        return futures
+
+
+@pytest.mark.parametrize("through_redis", [False, True])
+def test_tokens_that_the_engine_did_not_compute_are_given_back(
+    database: Database, redis_server: RedisServer, through_redis: bool
+) -> None:
+    redis_server.flush()
+    operations = Operations(database)
+    engine = operations.base_rewards._engine = MoodyEngine()
+    value = operations.metrics.registry.get_sample_value
+
+    def score(*completions: str):
+        items = [ScoreItem("ada", user_says("q"), completions)]  # each costs 10 tokens
+        return operations.score("t", items, truncate=False, return_base_rewards=False)
+
+    async def path() -> None:
+        client = RedisClient(redis_server.url, timeout_s=5.0, metrics=Metrics())
+        shared = RedisCounters(client, RedisKeys(b"secret")) if through_redis else None
+        limits = operations.base_rewards._meter = TenantLimits(metrics=operations.metrics, shared=shared)
+        limits.learn("t", Quotas(tokens_per_minute=60))
+
+        def used() -> float | None:
+            return value("metareward_tenant_tokens_total", {"tenant": "t"})
+
+        engine.refusal = Overloaded("full")
+        for _ in range(10):
+            with pytest.raises(Overloaded):
+                await score(*(f"refused{i}" for i in range(3)))
+        engine.refusal, engine.answer = None, Unavailable("away")
+        for i in range(10):
+            with pytest.raises(Unavailable):
+                await score(f"failed {i}")
+        engine.answer = None
+        assert used() is None
+        for i in range(2):
+            await score(*[f"again {i}!"] * 4)  # one text, four times
+        assert used() == 20
+
+        engine.keeps = True
+        leaving = asyncio.create_task(score(*(f"leaver {i}" for i in range(3))))
+        await engine.kept.wait()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert used() == 50, "who leaves pays"
+        engine.keeps = False
+        with pytest.raises(QuotaExceeded):
+            await score("too much", "too many")
+        await score("the last")
+        assert used() == 60
+        await client.close()
+
+    asyncio.run(path())
 
 
 def test_one_user_too_many_is_refused_and_counted(database: Database) -> None:
