@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,9 +69,9 @@ def window_tokens(max_batch_tokens: int) -> int:
     return _BATCHES_IN_FLIGHT * max_batch_tokens
 
 
-def least_loaded(loads: Iterable[tuple[str, WorkerLoad]], avoid: Collection[str] = ()) -> str:
-    """The name of the worker with the fewest tokens ahead; one of `avoid` only where there is no other."""
-    return min(loads, key=lambda item: (item[0] in avoid, item[1].tokens + item[1].others_tokens, item[1].requests))[0]
+def least_loaded(loads: Iterable[tuple[str, WorkerLoad]]) -> str:
+    """The name of the worker with the fewest tokens ahead."""
+    return min(loads, key=lambda item: (item[1].tokens + item[1].others_tokens, item[1].requests))[0]
 
 
 def share_tokens(pending_tokens: int, free_workers: int, max_batch_tokens: int) -> int:

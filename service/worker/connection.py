@@ -117,11 +117,13 @@ class Connection:
                 timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
             )
         except httpx.ConnectTimeout as error:
-            raise WorkerFailed("connection", "it does not take connections", hangs=True) from error
+            raise WorkerFailed("connection", "it does not take connections", hangs=True, reached=False) from error
         except httpx.TimeoutException as error:
             raise WorkerFailed("timeout", "it does not answer in time", hangs=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise WorkerFailed("connection", f"the connection failed ({type(error).__name__})") from error
+            reached = not isinstance(error, httpx.ConnectError)
+            message = f"the connection failed ({type(error).__name__})"
+            raise WorkerFailed("connection", message, reached=reached) from error
         self.queued_tokens = wire.read_queued_tokens(response.headers)
         return response.status_code, response.headers, response.content
 

@@ -104,9 +104,11 @@ class Fleet:
     async def _look(self, worker: RemoteWorker, connection: Connection) -> None:
         if worker.load.up and not worker.suspicious:
             await connection.probe()
+            if connection.queued_tokens == 0:
+                worker.load.paused_until = 0.0  # an empty queue takes anything, whatever was estimated before
         else:
-            worker.suspicious = False
             result = await connection.check(self._golden)
+            worker.suspicious = False
             if not worker.load.up:
                 _log.info("engine worker %s serves: %s", worker.name, result)
                 worker.load.up = True

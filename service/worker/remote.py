@@ -237,10 +237,12 @@ class RemoteEngine:
                 while self._pending:
                     self._settle(self._pending.popleft(), error)
                 return
-            free = [worker for worker in awake if worker.load.has_room()]
+            # A worker that refused it is not asked again because the others are full: it may be the one at fault.
+            fit = [worker for worker in awake if worker.name not in self._pending[0].avoid] or awake
+            free = [worker for worker in fit if worker.load.has_room()]
             if not free:
                 return  # an answer will come, and come back here
-            name = balance.least_loaded([(worker.name, worker.load) for worker in free], self._pending[0].avoid)
+            name = balance.least_loaded((worker.name, worker.load) for worker in free)
             self._launch(self._fleet.workers[name], self._next_texts(len(free)))
 
     def _next_texts(self, free_workers: int) -> list[RemoteText]:
@@ -285,7 +287,7 @@ class RemoteEngine:
             self._try_alone(flight, refused)
         except WorkerFailed as failure:
             for text in flight.texts:
-                text.losses += 1
+                text.losses += failure.reached
             self._send_again(flight.texts)
             if flight.sent_at >= worker.up_since:  # else it has proved itself since
                 self._fleet.fail(worker, failure)

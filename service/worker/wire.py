@@ -32,13 +32,15 @@ class WorkerFailed(Exception):
     Attributes:
         reason: As the metric names it.
         hangs: Whether what else it holds is not worth waiting for.
+        reached: Whether the request may have come to it, so that a text in it may be to blame.
     """
 
-    def __init__(self, reason: Reason, message: str, *, hangs: bool = False) -> None:
+    def __init__(self, reason: Reason, message: str, *, hangs: bool = False, reached: bool = True) -> None:
         super().__init__(reason, message)
         self.reason: Reason = reason
         self.message = message
         self.hangs = hangs
+        self.reached = reached
 
     def __str__(self) -> str:
         return self.message

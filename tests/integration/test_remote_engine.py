@@ -25,6 +25,7 @@ from workers import (
 )
 
 from service.errors import EngineError, Overloaded, Unavailable
+from service.worker import fleet
 from service.worker.remote import RemoteEngine
 
 KEY = "k" * 32
@@ -327,3 +328,51 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest(start, connect):
     futures = engine.submit(texts)
     engine.close(0.1)
     assert all(isinstance(future.exception(TIMEOUT_S), Unavailable) for future in futures)
+
+
+def test_a_worker_that_refuses_everything_fails_no_text_that_another_could_take(start, connect):
+    good = start(max_batch_tokens=20)
+    with StockServer(say=lambda _: (500, {"error": {"message": "no", "type": "InternalServerError"}})) as faulty:
+        engine = connect(good.url, faulty.url, max_batch_tokens=20)
+        good.backbone.may_go_on.clear()
+        texts = some_texts(8)
+        futures = engine.submit(texts)
+        until(lambda: engine._fleet.workers[good.url.removeprefix("http://")].load.tokens >= 60)  # it has no room
+        time.sleep(0.3)  # and the other one is quick to refuse
+        good.backbone.may_go_on.set()
+        check(texts, futures)
+        engine.close(1.0)
+
+
+def test_many_workers_lost_at_once_are_no_fault_of_the_texts(start, connect, monkeypatch):
+    workers = [start() for _ in range(5)]
+    monkeypatch.setattr(fleet, "_PROBE_INTERVAL_S", 3600.0)  # the texts are the first to notice
+    engine = connect(*(worker.url for worker in workers))
+    for worker in workers:
+        worker.stop()
+    (future,) = engine.submit([[1]])
+    assert isinstance(future.exception(TIMEOUT_S), Unavailable)
+
+
+def test_a_pause_ends_when_the_worker_says_that_nothing_waits_there(start, connect):
+    engine = connect(start().url)
+    (worker,) = engine._fleet.workers.values()
+    worker.load.paused_until = time.monotonic() + 3600
+    with pytest.raises(Overloaded):
+        engine.submit([[1]])
+    until(lambda: worker.load.paused_until <= time.monotonic())
+    check([[1]], engine.submit([[1]]))
+
+
+def test_a_worker_under_suspicion_that_has_no_time_is_asked_again(start, connect):
+    live = start()
+    engine = connect(live.url)
+    (worker,) = engine._fleet.workers.values()
+    live.lifecycle._max_requests = 0
+    engine._loop.call_soon_threadsafe(engine._fleet.suspect, worker)
+    until(lambda: worker.load.paused_until > time.monotonic())
+    live.backbone.batches.clear()
+    live.lifecycle._max_requests = 1000
+    until(lambda: len(live.backbone.batches) > len(GOLDEN))
+    until(lambda: not worker.suspicious)
+    assert worker.is_up()
