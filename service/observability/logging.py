@@ -49,6 +49,8 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO | None =
     logging.getLogger("service").setLevel(number)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    # It warns of every request that is no HTTP or wants a web socket: two lines for whoever sends sixty bytes.
+    logging.getLogger("uvicorn.error").setLevel(max(number, logging.ERROR))
     logging.captureWarnings(True)
     # Python would print these to stderr, message and all.
     sys.excepthook = _process_dies

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy
+import uvicorn
 
 from service.errors import EngineError
 from service.observability import context
@@ -32,8 +36,31 @@ def stream() -> Iterator[io.StringIO]:
     logging.captureWarnings(False)
     level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = before
     logging.basicConfig(level=level, handlers=handlers, force=True)
-    for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn"):
+    for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_strangers_who_speak_no_http_do_not_fill_the_log(stream: io.StringIO) -> None:
+    async def no_application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def path() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(no_application, http="httptools", log_config=None, lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        for sent in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+            writer.write(sent)
+            assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 ")
+            writer.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(path())
+    assert stream.getvalue() == ""
+    logging.getLogger("uvicorn.error").error("what fails is told")
+    assert "what fails is told" in stream.getvalue()
 
 
 def test_what_is_no_terminal_gets_one_json_object_a_line(stream: io.StringIO) -> None:
