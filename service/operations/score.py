@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ from service.observability.metrics import Metrics
 from service.operations.base_rewards import BaseRewardReader
 from service.operations.texts import Text
 from service.operations.user_states import ResolvedUser, Standing, UserStates
+
+# Users that one request looks up side by side. Thousands would hold up the event loop for a second, and everybody
+# else's reads would wait behind theirs.
+_LOOKUPS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +114,15 @@ class Score:
     async def _resolve(self, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:
         """The user of each item; different users are looked up side by side."""
         wanted = list(dict.fromkeys((item.user_id, item.min_version) for item in items))
-        # Tasks cost more than a user who is in memory, and one user is the usual case.
-        lookups = (self._users.resolve(tenant_id, *key) for key in wanted)
-        answers = (
-            await asyncio.gather(*lookups, return_exceptions=True)
-            if len(wanted) > 1
-            else [await _outcome(next(lookups))]
-        )
+        answers: list[ResolvedUser | BaseException] = []
+        for begin in range(0, len(wanted), _LOOKUPS_AT_ONCE):
+            lookups = [self._users.resolve(tenant_id, *key) for key in wanted[begin : begin + _LOOKUPS_AT_ONCE]]
+            # Tasks cost more than a user who is in memory, and one user is the usual case.
+            answers += (
+                await asyncio.gather(*lookups, return_exceptions=True)
+                if len(lookups) > 1
+                else [await _outcome(lookups[0])]
+            )
         found = dict(zip(wanted, answers, strict=True))
         resolved: list[ResolvedUser] = []
         behind: list[FieldIssue] = []

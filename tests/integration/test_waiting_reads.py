@@ -1,4 +1,4 @@
-"""What happens to reads of the database whose callers have left."""
+"""What reads of the database may wait in the queue, and for whom."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import threading
 
 import pytest
-from operating import Operations
+from operating import Operations, user_says
 
+from service.operations.score import ScoreItem
 from service.store import Database
 
 
@@ -40,3 +41,22 @@ def test_reads_that_nobody_waits_for_leave_the_queue(database: Database, monkeyp
     asyncio.run(path())
     operations.executor.shutdown()
     assert sorted(asked) == ["user7", "user8"]
+
+
+def test_a_request_for_many_users_leaves_room_for_others(database: Database) -> None:
+    operations = Operations(database)
+    items = [ScoreItem(f"user{i}", user_says("q"), ["x"]) for i in range(500)]
+
+    async def path() -> None:
+        go_on = threading.Event()
+        busy = [operations.executor.submit(go_on.wait, 30.0) for _ in range(4)]  # every thread
+        many = asyncio.create_task(operations.score("t", items, truncate=False, return_base_rewards=False))
+        await asyncio.sleep(0.05)
+        waiting = operations.executor._work_queue.qsize()
+        go_on.set()
+        assert all(thread.result() for thread in busy)
+        assert 1 < waiting <= 100
+        assert [scored.user_id for scored in (await many).results] == [item.user_id for item in items]
+
+    asyncio.run(path())
+    operations.executor.shutdown()
