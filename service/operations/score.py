@@ -96,10 +96,11 @@ class Score:
         ]
         base = await self._base_rewards.read(tenant_id, texts, truncate=truncate)
         results = []
+        shortened = set(base.truncated)
         offset = 0
         for item, user in zip(items, resolved, strict=True):
             end = offset + len(item.completions)
-            truncated = [index - offset for index in base.truncated if offset <= index < end]
+            truncated = [index - offset for index in range(offset, end) if index in shortened]
             results.append(_score_item(item, user, base.rewards_BK[offset:end], truncated, return_base_rewards))
             offset = end
             self._users_scored[user.standing].inc()

@@ -129,6 +129,14 @@ def test_a_text_shortened_for_one_caller_is_refused_to_another(database: Databas
     asyncio.run(path())
 
 
+def test_each_item_names_its_own_shortened_completions(database: Database) -> None:
+    operations = Operations(database)
+    long = "x" * 100
+    items = [ScoreItem("ada", user_says("q"), texts) for texts in (["a", long], ["b"], [f"{long}1", "c", f"{long}2"])]
+    answer = asyncio.run(operations.score("t", items, truncate=True, return_base_rewards=False))
+    assert [scored.truncated for scored in answer.results] == [[1], [], [0, 2]]
+
+
 def test_min_version_reads_past_memory_and_refuses_what_is_not_there(database: Database) -> None:
     writer, reader = Operations(database), Operations(database, revalidate_s=60.0)
 
