@@ -13,12 +13,18 @@ from service.errors import Overloaded
 # Half of a speed's weight is of the last so many seconds of work: long against one batch, short against a change of
 # load from short texts to long ones.
 _HALF_LIFE_S: Final = 5.0
+# Of less work than this, and less than half a batch, much is overhead that more work would share.
+TELLING_S: Final = 0.2
 _SHORTEST_RETRY_AFTER_S: Final = 1.0
 _LONGEST_RETRY_AFTER_S: Final = 60.0
 
 
 class Speed:
-    """Tokens a busy second, recent seconds counting more. The caller locks."""
+    """Tokens a busy second of a device with enough to do, recent seconds counting more. The caller locks.
+
+    A few texts take as long as many, so what they tell is the least that the device can do: it raises the speed and
+    lowers nothing. Otherwise light traffic would have the first burst after it refused.
+    """
 
     def __init__(self) -> None:
         self._tokens = 0.0
@@ -29,8 +35,13 @@ class Speed:
         """None before anything was measured."""
         return self._tokens / self._seconds if self._tokens > 0 and self._seconds > 0 else None
 
-    def note(self, tokens: int, seconds: float) -> None:
-        """`tokens` took `seconds` of work."""
+    def note(self, tokens: int, seconds: float, *, full: bool = False) -> None:
+        """`tokens` took `seconds` of work; `full` where that was half a batch or more."""
+        if not full and seconds < TELLING_S:
+            known = self.tokens_per_s
+            if known is None or tokens > known * seconds:
+                self._tokens, self._seconds = tokens, seconds
+            return
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
         self._tokens = self._tokens * kept + tokens
         self._seconds = self._seconds * kept + seconds

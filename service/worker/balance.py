@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.worker.admission import Speed
+from service.worker.admission import TELLING_S, Speed
 
 # A worker holds one batch on its device, the next one queued, and one is on its way: it never waits for the network,
 # and what has not been sent yet can still go to whoever is first free.
 _BATCHES_IN_FLIGHT: Final = 3
 _MAX_REQUESTS_IN_FLIGHT: Final = 32
+_SHORTEST_SPELL_S: Final = 0.05
 # Below this, sharing a request among workers costs more in round trips than it saves.
 _SMALLEST_SHARE_TOKENS: Final = 1024
 _MAX_TEXTS: Final = 512
@@ -39,6 +40,7 @@ class WorkerLoad:
     paused_until: float = 0.0
     speed: Speed = field(default_factory=Speed)
     _busy_since: float = 0.0
+    _answered_tokens: int = 0
 
     def has_room(self) -> bool:
         """Whether it may be sent more; one that holds nothing takes a text of any length."""
@@ -48,6 +50,7 @@ class WorkerLoad:
         """A request of so many tokens is on its way."""
         if self.requests == 0:
             self._busy_since = now
+            self._answered_tokens = 0
         self.tokens += tokens
         self.requests += 1
 
@@ -55,9 +58,18 @@ class WorkerLoad:
         """A request has ended, with answers or without."""
         self.tokens -= tokens
         self.requests -= 1
-        if answered:
-            self.speed.note(tokens, max(1e-6, now - self._busy_since))
+        if not answered:
+            return
+        self._answered_tokens += tokens
+        seconds = max(1e-6, now - self._busy_since)
+        # Answers of one batch come together: the time between two of them says nothing.
+        if seconds >= _SHORTEST_SPELL_S or self.requests == 0:
+            full = self._answered_tokens * 2 * _BATCHES_IN_FLIGHT >= self.window_tokens
+            # A least speed alone is no reason to refuse: the worker itself knows better.
+            if full or seconds >= TELLING_S or self.speed.tokens_per_s is not None:
+                self.speed.note(self._answered_tokens, seconds, full=full)
             self._busy_since = now
+            self._answered_tokens = 0
 
     def told(self, queued_tokens: int | None) -> None:
         """What the worker said of its queue."""

@@ -262,7 +262,9 @@ class Worker:
                 failed_items=before.failed_items + len(batch) - len(good),
                 busy_s=before.busy_s + seconds,
             )
-            self._speed.note(sum(item.tokens for item in batch), seconds)
+            if len(good) == len(batch):  # a device that fails at once is not fast
+                tokens = sum(item.tokens for item in batch)
+                self._speed.note(tokens, seconds, full=2 * tokens >= self._max_batch_tokens)
         if self._metrics is not None:
             _record(self._metrics, batch, len(good), seconds)
         for item, answer in zip(batch, answers, strict=True):

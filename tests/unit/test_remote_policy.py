@@ -54,6 +54,29 @@ def test_speed_counts_busy_time_only():
     assert load.speed.tokens_per_s == pytest.approx(500.0)
 
 
+def test_answers_that_come_together_are_not_taken_for_speed():
+    load = WorkerLoad(3 * 8192)
+    load.speed.note(1, 0.1)
+    for round_ in range(100):
+        began = 0.1 * round_
+        for _ in range(4):
+            load.sent(100, now=began)
+        for i in range(4):
+            load.returned(100, now=began + 0.04 + i * 1e-6, answered=True)
+    assert load.speed.tokens_per_s == pytest.approx(10_000, rel=0.01)
+
+
+def test_light_traffic_tells_nothing_of_a_worker():
+    load = WorkerLoad(3 * 8192)
+    for start in range(100):
+        load.sent(20, now=float(start))
+        load.returned(20, now=start + 0.01, answered=True)
+    assert load.speed.tokens_per_s is None
+    load.sent(8192, now=200.0)
+    load.returned(8192, now=200.1, answered=True)
+    assert load.speed.tokens_per_s == pytest.approx(81_920.0)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1024, 100_000))
 def test_a_request_is_shared_among_the_free_but_not_into_crumbs(pending, free, max_batch_tokens):
     share = balance.share_tokens(pending, free, max_batch_tokens)

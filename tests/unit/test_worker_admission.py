@@ -48,3 +48,20 @@ def test_speed_follows_recent_work_and_forgets_old():
     for _ in range(60):
         speed.note(100, 1.0)
     assert speed.tokens_per_s == pytest.approx(100.0, rel=0.01)
+
+
+def test_light_work_tells_the_least_that_a_device_can_do():
+    speed = Speed()
+    speed.note(20, 0.01)
+    assert speed.tokens_per_s == pytest.approx(2000.0)
+    for _ in range(1000):
+        speed.note(10, 0.01)
+    assert speed.tokens_per_s == pytest.approx(2000.0), "a bound from below lowers nothing"
+    speed.note(8192, 0.1, full=True)
+    assert speed.tokens_per_s == pytest.approx(75_000, rel=0.1)
+    for _ in range(1000):
+        speed.note(20, 0.01)
+    assert speed.tokens_per_s == pytest.approx(75_000, rel=0.1)
+    for _ in range(60):
+        speed.note(500, 1.0)
+    assert speed.tokens_per_s == pytest.approx(500.0, rel=0.01), "a device that has become slow is found out"
