@@ -27,6 +27,7 @@ from service.settings import Settings, is_loopback
 from service.store import migrate
 from service.store.database import Database, open_database
 from service.store.keys import KeyRepository
+from service.worker.connection import worker_names
 from service.worker.selfcheck import ScoreTexts, self_check
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -76,6 +77,11 @@ def diagnose(settings: Settings, *, load_engine: bool) -> Iterator[Finding]:
     if checkpoint is None:
         yield Finding("engine", "skipped", "needs a checkpoint")
     elif settings.engine_urls:
+        try:
+            worker_names(settings.engine_urls)
+        except ConfigurationError as error:  # a password would be repeated below
+            yield Finding("engine", "failed", str(error), "correct ENGINE_URL")
+            return
         for url in settings.engine_urls:
             yield _worker(settings, checkpoint, url)
     else:

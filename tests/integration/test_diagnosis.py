@@ -37,6 +37,13 @@ def test_a_fresh_folder_is_well_and_stays_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists(), "looking makes nothing"
 
 
+def test_a_password_among_the_workers_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    found = look(tmp_path, engine_url=f"http://me:s3cret@127.0.0.1:{free_port()}")
+    assert found["engine"].status == "failed"
+    assert "without a user, a password" in found["engine"].detail
+    assert "s3cret" not in repr(found)
+
+
 def test_the_command_says_what_is_broken_and_ends_with_2(tmp_path: Path) -> None:
     environment = {
         "PATH": os.environ["PATH"],
