@@ -84,6 +84,7 @@ class LiveWorker:
             renderer=self.backbone.renderer,
             vocab_size=self.backbone.vocab_size,
             max_tokens=self.backbone.spec.max_tokens,
+            max_text_bytes=1000,
         )
         runtime = WorkerRuntime(
             engine=self.worker,

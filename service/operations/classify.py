@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from service.operations.engine import Engine
 TokenIds = Sequence[int]
 # Naming every bad id of a large request would cost more than answering it.
 _MAX_ISSUES = 20
+# Each is a future of 1.6 kB, more than the four bytes that asked for it. A REST layer sends 512.
+_MAX_TEXTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +37,26 @@ class Classified:
 class Classify:
     """The use case behind `POST /classify`. Lives on one event loop."""
 
-    def __init__(self, *, engine: Engine, renderer: Renderer, vocab_size: int, max_tokens: int) -> None:
-        """`engine` gives A h: its heads have no biases."""
+    def __init__(
+        self, *, engine: Engine, renderer: Renderer, vocab_size: int, max_tokens: int, max_text_bytes: int
+    ) -> None:
+        """`engine` gives A h: its heads have no biases. Texts of more than `max_text_bytes` are not tokenised."""
         self._engine = engine
         self._renderer = renderer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
+        self._max_text_bytes = max_text_bytes
 
     async def ids(self, texts: Sequence[object], *, field: str = "input") -> Classified:
         """Answer texts that come as token ids, as a client sent them.
 
         Raises:
-            InvalidInput: A text is no list of ids, is empty or too long, or holds an id beyond the vocabulary.
+            InvalidInput: A text is no list of ids, is empty or too long, or holds an id beyond the vocabulary; or
+                there are too many.
             Overloaded, Unavailable: From the engine; nothing was computed.
             EngineError: The device failed on a text; names it.
         """
+        self._check_number(texts, field)
         checked: list[TokenIds] = []
         issues = []
         for index, text in enumerate(texts):
@@ -69,6 +77,8 @@ class Classify:
         Raises:
             As `ids`.
         """
+        self._check_number(texts, "input")
+        self._check_bytes((f"input[{index}]", text) for index, text in enumerate(texts))
         self._engine.check_room(len(texts))
         tokenised = await asyncio.to_thread(self._tokenise, texts, add_special_tokens)
         return await self.ids(tokenised)
@@ -79,6 +89,7 @@ class Classify:
         Raises:
             As `ids`.
         """
+        self._check_bytes([("messages", "".join(message["content"] for message in messages))])
         self._engine.check_room(1)
         try:
             text = await asyncio.to_thread(
@@ -87,6 +98,18 @@ class Classify:
         except UnrenderableText as error:
             raise InvalidInput.single("messages", str(error)) from error
         return await self._compute([text.token_ids], "messages")
+
+    def _check_number(self, texts: Sequence[object], field: str) -> None:
+        if len(texts) > _MAX_TEXTS:
+            raise InvalidInput.single(field, f"has {len(texts)} texts, at most {_MAX_TEXTS}; send several requests")
+
+    def _check_bytes(self, texts: Iterable[tuple[str, str]]) -> None:
+        """A tokenizer takes seconds and gigabytes for megabytes, only to find out that they are too many tokens."""
+        most = self._max_text_bytes
+        long = (field for field, text in texts if len(text) * 4 > most and len(text.encode()) > most)
+        issues = [FieldIssue(field, f"has more than {most} bytes; shorten it") for field in islice(long, _MAX_ISSUES)]
+        if issues:
+            raise InvalidInput(issues)
 
     def _tokenise(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         tokenised = []

@@ -63,6 +63,7 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
             renderer=backbone.renderer,
             vocab_size=backbone.vocab_size,
             max_tokens=backbone.spec.max_tokens,
+            max_text_bytes=2 * settings.max_text_bytes,  # a text holds a prompt and a completion
         ),
         lifecycle=Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes),
         model=checkpoint.heads_id,

@@ -86,6 +86,11 @@ def test_every_form_of_input_is_read_as_vllm_reads_it(client):
         ({"input": [[[1]]]}, "input[0]", "integer"),
         ({"input": [[1] * 65]}, "input[0]", "at most 64"),
         ({"input": "x" * 64}, "input[0]", "at most 64"),
+        ({"input": ["x", "ä" * 501]}, "input[1]", "more than 1000 bytes"),
+        ({"input": [[1]] * 4097, "model": MODEL}, "input", "at most 4096"),
+        ({"input": ["x"] * 4097}, "input", "at most 4096"),
+        ({"messages": [{"role": "user", "content": "x" * 999}, {"role": "assistant", "content": "xx"}]},
+         "messages", "more than 1000 bytes"),
         ({"input": ""  , "add_special_tokens": False}, "input[0]", "at least one"),
         ({"input": [[1]], "add_special_tokens": 1}, "add_special_tokens", "true nor false"),
         ({"input": [[1]], "use_activation": True}, "use_activation", "softmax"),
@@ -118,7 +123,7 @@ def test_what_is_no_json_object_is_refused(client, body):
 
 
 def test_many_bad_texts_are_named_but_not_all(client):
-    message = classify(client, input=[[]] * 5000).json()["error"]["message"]
+    message = classify(client, input=[[]] * 4000).json()["error"]["message"]
     assert "input[0]" in message
     assert "input[1]" in message
     assert len(message) < 2000
