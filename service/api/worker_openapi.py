@@ -53,7 +53,8 @@ class ClassifyTexts(BaseModel):
         | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="A text, token ids, or a list of one of these. An id lies within the backbone's vocabulary.")
     add_special_tokens: bool = Field(
-        True, description="Whether texts (not ids) get the tokenizer's special tokens. False where the text has them."
+        True,
+        description="Whether texts (not ids) get the tokenizer's special tokens; a BOS that is there is not doubled.",
     )
     use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
     truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")

@@ -120,6 +120,8 @@ class Renderer(Protocol):
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenise a text that its sender rendered, as it is and however long.
 
+        With `add_special_tokens` a BOS that the text brings is not doubled.
+
         Raises:
             UnrenderableText: It is not Unicode.
         """

@@ -102,7 +102,9 @@ class ChatTemplateRenderer:
 
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As the protocol says."""
-        return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+        ids = encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+        # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
+        return self._without_doubled_bos(ids) if add_special_tokens else ids
 
     def _render(self, conversation: list[Message]) -> str:
         return self._template.render(

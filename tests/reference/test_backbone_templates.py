@@ -73,6 +73,14 @@ def test_a_text_that_brings_its_own_bos_does_not_double_it(load):
     assert renderer.tokenise(brought, "Water.", truncate=False) == plain
 
 
+def test_a_rendered_text_that_has_bos_does_not_get_another(load):
+    renderer = ChatTemplateRenderer(adds_bos(load(BARE, bos_token=BOS)), 4096, "test")
+    plain = renderer.tokenise_text("What is a tide?", add_special_tokens=True)
+    assert plain[:2].count(renderer.tokenise_text(BOS, add_special_tokens=False)[0]) == 1
+    assert renderer.tokenise_text(f"{BOS}What is a tide?", add_special_tokens=True) == plain
+    assert renderer.tokenise_text(f"{BOS}{BOS}x", add_special_tokens=False)[:2] == plain[:1] * 2, "as it was sent"
+
+
 def test_rewards_do_not_change_at_midnight(load):
     tokenizer = load(DATED)
     renderer = ChatTemplateRenderer(tokenizer, 4096, "test")
