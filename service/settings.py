@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         SecretStr(""), description="postgresql://user:password@host/name; empty: SQLite in DATA_DIR."
     )
-    database_pool_size: Count = Field(8, description="Connections, and threads that wait for them.")
+    database_pool_size: Count = Field(
+        8, description="Threads that ask the database, a connection each; keys and /ready have 3 more."
+    )
     database_timeout_s: Seconds = Field(5.0, description="Longest wait for a connection or a statement.")
     auto_migrate: bool | None = Field(None, description="Migrate at start; empty: only an embedded SQLite database.")
     secret_key: SecretStr = Field(

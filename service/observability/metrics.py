@@ -219,7 +219,8 @@ class Metrics(_Family):
             buckets=LAG_BUCKETS_S,
         )
         self.database_connections = self._gauge(
-            "database_connections", "Connections of the pool in use; at most DATABASE_POOL_SIZE."
+            "database_connections",
+            "Connections of the pool in use; at most DATABASE_POOL_SIZE, and 3 for keys and /ready.",
         )
 
     def stage(self, name: str) -> Stage:

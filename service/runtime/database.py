@@ -13,6 +13,9 @@ from service.store.database import Database, open_database
 logger = logging.getLogger(__name__)
 
 MIGRATION_RETRY_S = 2.0
+# Beyond those of the threads that serve requests: for the two that look keys up and the one that answers /ready.
+# Requests that wait for one user's row take every connection they can have; strangers must still be told from callers.
+SPARE_CONNECTIONS = 3
 
 
 def open_users_database(settings: Settings) -> Database:
@@ -23,7 +26,7 @@ def open_users_database(settings: Settings) -> Database:
     """
     database = open_database(
         settings.resolved_database_url,
-        pool_size=settings.database_pool_size,
+        pool_size=settings.database_pool_size + SPARE_CONNECTIONS,
         connect_timeout_s=settings.database_timeout_s,
         statement_timeout_s=settings.database_timeout_s,
     )

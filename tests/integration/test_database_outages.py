@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -14,12 +15,15 @@ from servers import PostgresServer, free_port
 
 from service.errors import ConfigurationError, Unavailable
 from service.operations.adapt import PreferencePair
+from service.operations.authenticator import Authenticator
+from service.operations.keys import Keys
 from service.operations.lifecycle import Lifecycle
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import ScoreItem
 from service.runtime.database import open_users_database
 from service.settings import Settings
 from service.store import Database, open_database
+from service.store.keys import KeyRepository
 from service.store.migrate import check, upgrade
 
 USERS = [f"user{i}" for i in range(50)]
@@ -135,6 +139,28 @@ def test_a_start_without_the_database_says_why(tmp_path: Path, caplog: pytest.Lo
     assert "starting without the database" in caplog.text
     assert f"port {port} failed" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+def test_requests_that_hold_their_connections_leave_some_for_keys_and_probes(postgres_url: str, tmp_path: Path) -> None:
+    given = settings(tmp_path, postgres_url, database_pool_size=2)
+    database = open_users_database(given)
+    operations = Operations(database)
+    keys = KeyRepository(database)
+    key = Keys(keys).create("t", "score").secret
+    authenticator = Authenticator(repository=keys, metrics=operations.metrics, trust_s=60.0, stale_s=60.0)
+    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000))
+
+    async def path() -> None:
+        assert (await authenticator.verify(key)).tenant_id == "t"
+        assert (await readiness()).degraded == []
+
+    with contextlib.ExitStack() as held:
+        for _ in range(given.database_pool_size):
+            held.enter_context(database.reading())
+        asyncio.run(path())
+    authenticator.close()
+    readiness.close()
+    database.close()
 
 
 @pytest.mark.parametrize("migrates", [True, False])
