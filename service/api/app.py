@@ -34,13 +34,15 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await runtime.warm_up()
-        housekeeping = asyncio.create_task(runtime.keep_house())
-        lag = asyncio.create_task(measure_lag(runtime.metrics))
+        background = [
+            asyncio.create_task(task)
+            for task in (runtime.keep_house(), runtime.watch_dependencies(), measure_lag(runtime.metrics))
+        ]
         try:
             yield
         finally:
-            housekeeping.cancel()
-            lag.cancel()
+            for task in background:
+                task.cancel()
             await runtime.leave()
             await asyncio.to_thread(runtime.close)
             if tracing is not None:
@@ -65,13 +67,15 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     # `/users/{user_id:path}/adapt` must be tried before `/users/{user_id:path}`.
-    for routes in (score, adapt, users, status):
-        app.include_router(routes.router)
+    routers = [module.router for module in (score, adapt, users, status)]
+    for router in routers:
+        app.include_router(router)
     install_error_handlers(app)
     install_openapi(app)
     app.add_middleware(Doorkeeper, access=runtime.access)
     app.add_middleware(
         Gate,
+        routes=[route for router in routers for route in router.routes],
         metrics=runtime.metrics,
         lifecycle=runtime.lifecycle,
         host_names=settings.host_names,

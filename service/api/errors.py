@@ -47,6 +47,8 @@ TITLES = {
     503: "Try again later",
 }
 MAX_LISTED = 100
+# Where a request's scope holds the kind of the problem that it was answered with, for the log.
+PROBLEM_KEY = "metareward.problem"
 
 
 def problem_bytes(
@@ -75,6 +77,7 @@ def problem(
     **more: str,
 ) -> Response:
     """A problem response, with Retry-After in whole seconds where it is temporary; `more` are members of its body."""
+    request.scope[PROBLEM_KEY] = kind
     headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if retry_after_s else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from service.api.departure import Departure
-from service.api.errors import PROBLEM_MEDIA_TYPE, problem_bytes
+from service.api.errors import PROBLEM_KEY, PROBLEM_MEDIA_TYPE, problem_bytes
 from service.api.request_id import HEADER, assign_request_id
 from service.errors import Overloaded
 from service.observability.metrics import Metrics
@@ -68,6 +69,7 @@ class Gate:
         timeout_s: float,
         host_names: frozenset[str] | None = frozenset(),
         observer: RequestObserver | None = None,
+        routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._app = app
         self._observer = observer or RequestObserver(metrics)
@@ -76,6 +78,7 @@ class Gate:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._host_names = host_names
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
@@ -104,6 +107,10 @@ class Gate:
                 observed.bytes_out += len(event.get("body", b""))
             await send(event)
 
+        async def answer(refusal: _RefusedError) -> None:
+            scope[PROBLEM_KEY] = refusal.kind
+            await _answer(send_and_note, refusal, request_id)
+
         try:
             if scope["path"] not in PROBES:
                 self._lifecycle.begin_request()
@@ -117,31 +124,40 @@ class Gate:
                 if not answering:
                     self._metrics.refusals.labels("draining").inc()
                     detail = "This server is ending. Repeat an adapt with its Idempotency-Key."
-                    await _answer(send_and_note, _RefusedError(503, "draining", detail), request_id)
+                    await answer(_RefusedError(503, "draining", detail))
                 raise
             status = CLIENT_LEFT
         except Overloaded as error:
             self._metrics.refusals.labels("in_flight").inc()
-            await _answer(send_and_note, _RefusedError(503, "overloaded", str(error)), request_id)
+            await answer(_RefusedError(503, "overloaded", str(error)))
         except _RefusedError as refusal:
-            await _answer(send_and_note, refusal, request_id)
+            await answer(refusal)
         except TimeoutError:
             if answering:
                 raise
             detail = f"Not done within {self._timeout_s:g} s. Repeat an adapt with its Idempotency-Key."
-            await _answer(send_and_note, _RefusedError(503, "timeout", detail), request_id)
+            await answer(_RefusedError(503, "timeout", detail))
         except Exception:
             logger.exception("unexpected error")
             if answering:
                 raise
             detail = "The server failed on this request."
-            await _answer(send_and_note, _RefusedError(500, "internal-error", detail), request_id)
+            await answer(_RefusedError(500, "internal-error", detail))
         finally:
             departure.end()
             if taken:
                 self._lifecycle.end_request(body.bytes)
-            route = getattr(scope.get("route"), "path_format", "unmatched")
-            self._observer.end(observed, scope["method"], route, status, body.bytes)
+            problem = str(scope.get(PROBLEM_KEY, ""))
+            self._observer.end(observed, scope["method"], self._route(scope), status, body.bytes, problem)
+
+    def _route(self, scope: Scope) -> str:
+        """The template of the path: what a refused request was refused at counts, too."""
+        route = scope.get("route")
+        if route is None:
+            # By path and method, else by path alone.
+            matches = {route.matches(scope)[0]: route for route in reversed(self._routes)}
+            route = matches.get(Match.FULL, matches.get(Match.PARTIAL))
+        return str(getattr(route, "path_format", "unmatched"))
 
     def _check_headers(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

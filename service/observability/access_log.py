@@ -42,6 +42,7 @@ class AccessLog:
         bytes_in: int,
         bytes_out: int,
         stages: Mapping[str, float],
+        problem: str = "",
     ) -> None:
         """Log one answered request, if it is one of those.
 
@@ -53,6 +54,7 @@ class AccessLog:
             bytes_in: Of the body.
             bytes_out: Of the answer's body.
             stages: Seconds by stage, as far as it came.
+            problem: The kind of problem that it was answered with; empty for none.
         """
         if status < self._from_status and seconds < self._from_s:
             return
@@ -71,6 +73,7 @@ class AccessLog:
                 "ms": round(seconds * 1e3, 2),
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,
+                **({"problem": problem} if problem else {}),
                 "stages_ms": {name: round(stage_s * 1e3, 2) for name, stage_s in stages.items()},
             },
         )

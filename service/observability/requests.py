@@ -53,7 +53,9 @@ class RequestObserver:
         stages.current.set(record)
         return ObservedRequest(record, trace)
 
-    def end(self, request: ObservedRequest, method: str, route: str, status: int, bytes_in: int) -> None:
+    def end(
+        self, request: ObservedRequest, method: str, route: str, status: int, bytes_in: int, problem: str = ""
+    ) -> None:
         """It was answered.
 
         Args:
@@ -62,6 +64,7 @@ class RequestObserver:
             route: The template that matched, never the path: paths hold user ids.
             status: What was answered; 499 where the client had left.
             bytes_in: Of its body.
+            problem: The kind of problem that it was answered with; empty for none.
         """
         seconds = time.perf_counter() - request.started
         if self._metrics is not None:
@@ -79,6 +82,7 @@ class RequestObserver:
             bytes_in=bytes_in,
             bytes_out=request.bytes_out,
             stages=request.record.stages,
+            problem=problem,
         )
         if request.trace is not None:
             request.trace.end(route, status)

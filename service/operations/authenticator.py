@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from service.errors import Overloaded, Unauthenticated, Unavailable
+from service.observability import context
 from service.observability.metrics import Metrics
 from service.operations.keys import ApiKey, digest_of, is_well_formed
 from service.operations.quotas import TokenBucket
@@ -63,7 +64,7 @@ class Authenticator:
         self._wall_clock = wall_clock
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="keys")
         self._verified: LruCache[bytes, _Verified] = LruCache(_MAX_REMEMBERED)
-        self._refused: LruCache[bytes, tuple[float, str]] = LruCache(_MAX_REMEMBERED)
+        self._refused: LruCache[bytes, tuple[float, ApiKey | None]] = LruCache(_MAX_REMEMBERED)
         self._lookups: dict[bytes, asyncio.Future[ApiKey | None]] = {}
         self._unseen = TokenBucket()
         self._outage_at: float | None = None
@@ -87,7 +88,7 @@ class Authenticator:
             return self._usable(known.key, "ok")
         refused = self._refused.get(digest)
         if refused is not None and now - refused[0] <= _REFUSED_S:
-            raise self._refusal(refused[1])
+            raise self._refusal("unknown" if refused[1] is None else "revoked", refused[1])
         try:
             found = await self._look_up(digest, now, seen=known is not None)
         except (Unavailable, Overloaded):
@@ -144,20 +145,24 @@ class Authenticator:
                 self._verified.put(digest, _Verified(found, now))
             else:
                 self._verified.drop(digest)
-                self._refused.put(digest, (time.monotonic(), "unknown" if found is None else "revoked"))
+                self._refused.put(digest, (time.monotonic(), found))
 
         lookup.add_done_callback(remember)
         return lookup
 
     def _usable(self, key: ApiKey, result: str) -> ApiKey:
         if key.revoked_at is not None:
-            raise self._refusal("revoked")
+            raise self._refusal("revoked", key)
         if key.expires_at is not None and key.expires_at <= self._wall_clock():
-            raise self._refusal("expired")
+            raise self._refusal("expired", key)
         self._metrics.authentications.labels(result).inc()
         return key
 
-    def _refusal(self, result: str) -> Unauthenticated:
+    def _refusal(self, result: str, key: ApiKey | None = None) -> Unauthenticated:
+        if key is not None:
+            # The operator's log says whose key it is that somebody goes on using.
+            context.tenant.set(key.tenant_id)
+            context.key_id.set(key.key_id)
         self._metrics.authentications.labels(result).inc()
         if result == "unknown":
             return Unauthenticated("This API key is not known here. `metareward keys create` makes one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from service.observability.metrics import Metrics
 from service.operations.engine import Engine
 from service.operations.lifecycle import Lifecycle
 from service.store.database import Database
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class ReadinessCheck:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
         self._asking: asyncio.Future[None] | None = None
         self._asked_at = 0.0
+        self._database_up = True
 
     async def __call__(self) -> Readiness:
         """Ask the engine, the database and Redis; the answer takes little more than `timeout_s` at most."""
@@ -73,6 +77,12 @@ class ReadinessCheck:
         except MetarewardError as error:
             degraded.append(str(error))
         self._tell("database", up=not degraded)
+        if self._database_up == bool(degraded):
+            self._database_up = not degraded
+            if degraded:
+                logger.warning("%s; known users are scored on, what needs it gets 503", degraded[0])
+            else:
+                logger.info("database: answers again")
         if self._redis is not None:
             try:
                 await self._redis.ping()

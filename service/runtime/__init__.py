@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 600.0
+WATCH_INTERVAL_S = 5.0
 WARM_UP_TIMEOUT_S = 10.0
 WARM_UP = ""  # a tenant and a user that nobody can be
 
@@ -77,6 +78,12 @@ class Runtime:
             except (MetarewardError, TimeoutError) as error:  # a dependency is down; requests will say so
                 logger.warning("warm-up: %s could not be read: %s", what, error)
         logger.info("warmed up in %.0f ms", (time.perf_counter() - began) * 1e3)
+
+    async def watch_dependencies(self) -> None:
+        """Ask now and then what /ready asks, so that metrics and log tell of it though nobody asks; to be cancelled."""
+        while True:
+            await self.readiness()
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def keep_house(self) -> None:
         """Delete expired answers now and then, for ever; to be cancelled."""

@@ -100,13 +100,27 @@ def _listening(settings: Settings) -> Iterator[Finding]:
             try:
                 probe.bind((settings.host, port))
             except OSError as error:
-                fix = "stop what listens there (it may be this server), or set another port"
-                if error.errno != errno.EADDRINUSE:
-                    fix = f"set HOST to an address of this machine and {name} to a port that this account may open"
-                detail = f"{settings.host}:{port}: {error.strerror}"
-                yield Finding(name.lower(), "failed", detail, fix)
+                yield _taken(name, settings.host, port, error)
                 continue
         yield Finding(name.lower(), "ok", f"{settings.host}:{port} is free" + (f"; {keys}" if name == "PORT" else ""))
+
+
+def _taken(name: str, host: str, port: int, error: OSError) -> Finding:
+    part, detail = name.lower(), f"{host}:{port}: {error.strerror}"
+    if error.errno != errno.EADDRINUSE:
+        fix = f"set HOST to an address of this machine and {name} to a port that this account may open"
+        return Finding(part, "failed", detail, fix)
+    reachable = host if is_loopback(host) else "127.0.0.1"
+    path = "/metrics" if name == "METRICS_PORT" else "/live"
+    try:
+        answer = httpx.get(
+            f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}{path}", timeout=_PATIENCE_S
+        )
+        if answer.status_code == 200 and ("metareward_" in answer.text or answer.json() == {"live": True}):
+            return Finding(part, "ok", f"{host}:{port}: metareward serves here already")
+    except (httpx.HTTPError, ValueError):
+        pass
+    return Finding(part, "failed", detail, "stop what listens there, or set another port")
 
 
 def _files() -> Finding:
@@ -159,6 +173,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
             migrates = settings.embedded_database if settings.auto_migrate is None else settings.auto_migrate
             status: Status = "warning" if migrates else "failed"
             yield Finding("database", status, f"{kind} answers, but {problems[0]}", "`metareward db upgrade`")
+        elif missing := database.missing_rights():
+            fix = "GRANT it to the role of DATABASE_URL; the role that owns the tables has every right"
+            yield Finding("database", "failed", f"the role may not {', '.join(missing)}", fix)
         else:
             yield Finding("database", "ok", f"{kind} answers; its schema is current")
             yield _keys(settings, database)
@@ -212,7 +229,7 @@ def _worker(settings: Settings, checkpoint: Checkpoint, url: str) -> Finding:
     key = settings.engine_api_key.get_secret_value()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=settings.engine_timeout_s) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE_S) as client:
             answer = client.get("/v1/models")
             if answer.status_code in (401, 403):
                 return Finding(part, "failed", "refuses our key", "set ENGINE_API_KEY to the worker's")
@@ -231,6 +248,9 @@ def _worker(settings: Settings, checkpoint: Checkpoint, url: str) -> Finding:
                 recorded_GK=None if golden is None else np.array(golden.base_rewards),
                 recorded_dtype="float32" if golden is None else golden.dtype,
             )
+    except httpx.ReadTimeout:
+        fix = "look at the process: stopped, swapping, or stuck in its device; restart it"
+        return Finding(part, "failed", f"takes connections and does not answer within {_PATIENCE_S:g} s", fix)
     except (httpx.HTTPError, KeyError, ValueError, TypeError) as error:
         fix = "start `metareward worker` there, or correct ENGINE_URL"
         return Finding(part, "failed", f"does not answer as a worker does ({type(error).__name__})", fix)

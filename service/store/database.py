@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from service.errors import ConfigurationError, Unavailable
 from service.store import postgresql, sqlite
 from service.store.failures import RETRY_AFTER_S, cause_of, is_contention, is_refusal, meaning, translated
+from service.store.tables import Base
 
 T = TypeVar("T")
 
@@ -120,6 +121,13 @@ class Database:
         """
         with self.reading() as connection:
             connection.execute(text("SELECT 1"))
+
+    def missing_rights(self) -> list[str]:
+        """What this role may not do and must: ``UPDATE on users`` ...; PostgreSQL only, whose roles differ."""
+        if not self.is_postgresql:
+            return []
+        with self.reading() as connection:
+            return postgresql.missing_rights(connection, sorted(Base.metadata.tables))
 
     def probe(self) -> None:
         """Connect once, at the start of a process, and say what is wrong.

@@ -31,8 +31,10 @@ _DEADLOCK = "40P01"
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
 _TIMED_OUT = frozenset({"57014", "55P03", "25P03"})  # statement, lock, idle in transaction
+_FORBIDDEN = "42501"
+_READ_ONLY = "25006"
 _REFUSED_CLASS = "28"  # invalid authorisation: role, password, pg_hba.conf
-_REFUSED = frozenset({"3D000", "42501"})  # no such database, no right to connect to it
+_REFUSED = frozenset({"3D000", _FORBIDDEN})  # no such database, no right to connect to it
 # psycopg gives an error in connecting no SQLSTATE; what the server said is in its text.
 _REFUSAL = re.compile(
     r"FATAL:\s+(?:(?:database|role) .* does not exist|.*authentication failed|no pg_hba\.conf entry"
@@ -68,6 +70,10 @@ def meaning(error: SQLAlchemyError) -> MetarewardError:
             "database: tables or columns of this version are missing: run `metareward db upgrade`",
             _RETRY_AFTER_UPGRADE_S,
         )
+    if getattr(original, "sqlstate", None) == _FORBIDDEN:
+        return Unavailable("database: the role of DATABASE_URL lacks a right on a table", _RETRY_AFTER_UPGRADE_S)
+    if getattr(original, "sqlstate", None) == _READ_ONLY:
+        return Unavailable("database: it is read-only now", RETRY_AFTER_S)
     if getattr(original, "sqlstate", None) in _TIMED_OUT:
         return Unavailable("database: no answer within the time limit", RETRY_AFTER_S)
     if isinstance(error, _OURS):

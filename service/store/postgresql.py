@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
 from service.store.pool import pool_arguments
 
@@ -73,3 +73,15 @@ def build_engine(
         return connection
 
     return engine
+
+
+_RIGHTS = text(
+    "SELECT r.name || ' on ' || t.name FROM unnest(CAST(:tables AS text[])) AS t(name),"
+    " unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r(name)"
+    " WHERE to_regclass(t.name) IS NOT NULL AND NOT has_table_privilege(t.name, r.name) ORDER BY 1"
+)
+
+
+def missing_rights(connection: Connection, tables: list[str]) -> list[str]:
+    """Rights on tables that the current role lacks, as ``UPDATE on users``."""
+    return list(connection.execute(_RIGHTS, {"tables": tables}).scalars())

@@ -12,6 +12,7 @@ import pytest
 from servers import PostgresServer
 
 from service.errors import Overloaded, Unauthenticated, Unavailable
+from service.observability import context
 from service.observability.metrics import Metrics
 from service.operations import authenticator as module
 from service.operations.authenticator import Authenticator
@@ -102,13 +103,16 @@ def test_unknown_revoked_and_expired_keys_are_refused(database: Database) -> Non
 
     async def path() -> None:
         assert "not known" in await door.refused(random_key())
-        assert "revoked" in await door.refused(revoked.secret)
+        for _ in range(2):  # looked up, and remembered
+            context.key_id.set("")
+            assert "revoked" in await door.refused(revoked.secret)
+            assert (context.tenant.get(), context.key_id.get()) == ("acme", revoked.key_id), "the log says whose"
         await door.authenticator.verify(expiring.secret)
         door.now += timedelta(hours=2)
         assert "expired" in await door.refused(expiring.secret), "also one that is remembered as good"
 
     asyncio.run(path())
-    assert [door.counted(result) for result in ("unknown", "revoked", "expired")] == [1, 1, 1]
+    assert [door.counted(result) for result in ("unknown", "revoked", "expired")] == [1, 2, 1]
 
 
 def test_a_revoked_key_stops_within_its_time_of_trust(sqlite_url: str) -> None:

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis_server import RedisServer
-from servers import free_port
+from servers import PostgresServer, free_port
 
+from benchmarks.server import ServerProcess
 from benchmarks.worker import WorkerProcess
+from service.errors import Unavailable
 from service.runtime.diagnosis import Finding, diagnose
 from service.settings import Settings
 from service.store import open_database
@@ -107,6 +110,33 @@ def test_ports_that_are_taken_and_secrets_that_are_short(tmp_path: Path) -> None
     assert found["secret"].status == "failed"
 
 
+def test_a_server_that_runs_is_not_taken_for_a_stranger(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        ports = {"port": httpx.URL(server.url).port, "metrics_port": httpx.URL(server.metrics_url).port}
+        found = look(tmp_path, **ports)
+    assert found["port"].status == found["metrics_port"].status == "ok"
+    assert "already" in found["port"].detail
+
+
+def test_rights_that_a_role_lacks_are_named(tmp_path: Path, postgres: PostgresServer, postgres_url: str) -> None:
+    name = postgres_url.rpartition("/")[2]
+    postgres.execute("CREATE ROLE lesser LOGIN")
+    try:
+        postgres.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO lesser", name)
+        url = postgres_url.replace("postgres@", "lesser@")
+        assert look(tmp_path, database_url=url, secret_key=SECRET)["database"].status == "ok"
+        postgres.execute("REVOKE UPDATE ON users FROM lesser", name)
+        found = look(tmp_path, database_url=url, secret_key=SECRET)["database"]
+        assert (found.status, found.detail) == ("failed", "the role may not UPDATE on users")
+        database = open_database(url)
+        with pytest.raises(Unavailable, match="lacks a right"):
+            database.transaction(lambda connection: connection.exec_driver_sql("UPDATE users SET version = 1"))
+        database.close()
+    finally:
+        postgres.execute("DROP OWNED BY lesser", name)
+        postgres.execute("DROP ROLE lesser")
+
+
 def test_redis_in_every_state(tmp_path: Path, redis_server: RedisServer) -> None:
     def redis(url: str) -> Finding:
         return look(tmp_path, redis_url=url, secret_key=SECRET)["redis"]
@@ -130,6 +160,11 @@ def test_a_worker_is_asked_what_the_server_would_ask(tmp_path: Path) -> None:
         assert refused.status == "failed"
         assert "ENGINE_API_KEY" in refused.fix
         nobody = f"http://127.0.0.1:{free_port()}"
+        worker.freeze()
+        hung = look(tmp_path, engine_url=worker.url, engine_api_key=ENGINE_KEY)[part]
+        worker.thaw()
+        assert hung.status == "failed"
+        assert "does not answer" in hung.detail
         absent = look(tmp_path, engine_url=nobody, engine_api_key=ENGINE_KEY)[f"worker {nobody}"]
         assert absent.status == "failed"
 
