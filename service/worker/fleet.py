@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _PROBE_INTERVAL_S: Final = 1.0
 # A text that one worker after another refuses must not have them score golden texts without end.
 _RECHECK_INTERVAL_S: Final = 0.5
+# One that proves itself and then fails is let in again ever later, unless it served for so long.
+_STEADY_S: Final = 10.0
 
 
 class Fleet:
@@ -65,6 +67,7 @@ class Fleet:
         """Take a worker out, or note why it stays out."""
         if worker.load.up:
             worker.load.up = False
+            worker.failures += 1
             _log.warning("engine worker %s is taken out (%s): %s", worker.name, failure.reason, failure)
         elif worker.last_failure == failure.reason:
             return  # told already
@@ -79,25 +82,25 @@ class Fleet:
     async def watch(self, worker: RemoteWorker) -> None:
         """See to one worker, for ever; to be cancelled."""
         worker.connection = connection = self._connect[worker.name]()
-        failures = 0
         try:
             while True:
                 try:
                     await self._look(worker, connection)
-                    failures = 0
+                    if time.monotonic() - worker.up_since >= _STEADY_S:
+                        worker.failures = 0
                 except WorkerBusy as busy:
                     worker.load.paused_until = time.monotonic() + busy.retry_after_s
-                    failures += not worker.load.up
+                    worker.failures += not worker.load.up
                 except WorkerFailed as failure:
+                    worker.failures += not worker.load.up
                     self.fail(worker, failure)
-                    failures += 1
                 except Exception:
                     _log.exception("looking after engine worker %s failed. This is a bug", worker.name)
-                    failures += 1
+                    worker.failures += 1
                 worker.tried = True
                 if all(other.tried for other in self.workers.values()):
                     self.tried.set()
-                await self._rest(worker, failures)
+                await self._rest(worker)
         finally:
             await connection.close()
 
@@ -119,7 +122,7 @@ class Fleet:
                 self._gained()
         worker.load.told(connection.queued_tokens)
 
-    async def _rest(self, worker: RemoteWorker, failures: int) -> None:
+    async def _rest(self, worker: RemoteWorker) -> None:
         """Until it is time to look again; sooner where something happened to it."""
         if worker.load.up:
             with contextlib.suppress(TimeoutError):
@@ -127,7 +130,7 @@ class Fleet:
                 if worker.suspicious:
                     await asyncio.sleep(_RECHECK_INTERVAL_S)
         if not worker.is_up():
-            pause_s = backoff_s(failures)
+            pause_s = backoff_s(worker.failures - 1)
             worker.next_attempt = time.monotonic() + pause_s
             await asyncio.sleep(pause_s)
         worker.attention.clear()

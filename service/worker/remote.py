@@ -41,9 +41,6 @@ _MAX_LOSSES: Final = 4
 class RemoteEngine:
     """An `Engine` over remote workers. Any number of threads may submit."""
 
-    shared = True
-    """Other replicas depend on the same workers: without them this process is degraded, not unready."""
-
     def __init__(
         self,
         connect: Mapping[str, Callable[[], Connection]],
@@ -90,6 +87,14 @@ class RemoteEngine:
         self._open: set[RemoteText] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="metareward-engine", daemon=True)
+
+    @property
+    def shared(self) -> bool:
+        """Other replicas depend on the same workers: without them this process is degraded, not unready.
+
+        A thread that died is this process's own.
+        """
+        return self._thread.is_alive()
 
     @property
     def healthy(self) -> bool:

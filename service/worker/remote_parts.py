@@ -66,6 +66,7 @@ class RemoteWorker:
         tried: Whether it was asked at least once.
         up_since: When it was let in last.
         last_failure: Why it is out.
+        failures: How often in a row it was asked in vain or taken out; one that served for a while begins anew.
         next_attempt: When it is asked again, on the monotonic clock.
     """
 
@@ -78,6 +79,7 @@ class RemoteWorker:
     tried: bool = False
     up_since: float = 0.0
     last_failure: Reason | None = None
+    failures: int = 0
     next_attempt: float = 0.0
 
     async def ask(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:

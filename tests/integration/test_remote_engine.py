@@ -376,3 +376,33 @@ def test_a_worker_under_suspicion_that_has_no_time_is_asked_again(start, connect
     until(lambda: len(live.backbone.batches) > len(GOLDEN))
     until(lambda: not worker.suspicious)
     assert worker.is_up()
+
+
+def test_a_worker_that_fails_whenever_it_is_let_in_is_let_in_ever_later(start, connect, monkeypatch):
+    with StockServer(lambda _: (502, b"bad gateway")) as flapping:
+        engine = connect(flapping.url, start().url)
+        worker = engine._fleet.workers[flapping.url.removeprefix("http://")]
+
+        def ejected_again() -> bool:
+            check([[1, 2], [3]], engine.submit([[1, 2], [3]]))
+            return ejections(engine, "status") >= 3
+
+        until(ejected_again)
+        assert worker.failures >= 3
+        monkeypatch.setattr(fleet, "_STEADY_S", 0.0)
+        until(lambda: worker.failures == 0)
+        engine.close(1.0)
+
+
+def test_an_engine_whose_thread_died_is_the_fault_of_this_process(start, connect):
+    engine = connect(start().url)
+    assert engine.shared
+
+    def die() -> None:
+        raise SystemExit
+
+    engine._loop.call_soon_threadsafe(die)
+    until(lambda: not engine.shared)
+    assert not engine.healthy
+    with pytest.raises(Unavailable):
+        engine.submit([[1]])
