@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,59 +47,95 @@ def fresh_bodies() -> Iterator[bytes]:
         )
 
 
-def goodput(load: OpenLoad, seconds: float) -> float:
-    """Requests answered with 200 a second, once the first answers have come."""
-    good = sum(1 for a in load.answers if a.status == 200 and WARM_UP_S <= a.answered_at < seconds)
-    return good / (seconds - WARM_UP_S)
+@dataclass(frozen=True)
+class Overload:
+    """What an overloaded server did.
+
+    Attributes:
+        capacity: Requests a second that 16 clients without a pause get answered.
+        load: Every answer under overload.
+        seconds: How long it lasted.
+        recovered_s: From the last request until a fresh one was answered within `RECOVERED_MS`.
+        memory_mib: Resident memory before, at the end, and after a request that followed.
+    """
+
+    capacity: float
+    load: OpenLoad
+    seconds: float
+    recovered_s: float
+    memory_mib: tuple[float, float, float]
+
+    @property
+    def goodput(self) -> float:
+        """Requests answered with 200 a second, once the first answers have come."""
+        good = sum(1 for a in self.load.answers if a.status == 200 and WARM_UP_S <= a.answered_at < self.seconds)
+        return good / (self.seconds - WARM_UP_S)
+
+    def milliseconds(self, status: int) -> np.ndarray:
+        """How long the answers of one status took."""
+        return np.array([a.seconds for a in self.load.answers if a.status == status]) * 1e3
+
+    @property
+    def without_advice(self) -> int:
+        """Refusals that do not say when to come back."""
+        return sum(1 for a in self.load.answers if a.status == 503 and b"retry-after" not in a.head.lower())
+
+
+def overload(server: ServerProcess, seconds: float, factor: float, probes: int = 100) -> Overload:
+    """Find the capacity of a server, then send `factor` times as much for `seconds`."""
+    url = f"{server.url}/score"
+    process = psutil.Process(server.pid)
+    bodies = fresh_bodies()
+    run_load(url, list(itertools.islice(bodies, 40)), requests=40, connections=8)  # warm
+    probe = run_load(url, list(itertools.islice(bodies, probes)), requests=probes, connections=16)
+    count = max(probes, min(2000, round(probe.per_second * seconds / 4)))
+    peak = run_load(url, list(itertools.islice(bodies, count)), requests=count, connections=16)
+    before = _resident(process)
+    load = run_open_load(url, bodies, per_second=peak.per_second * factor, seconds=seconds)
+    ended = time.perf_counter()
+    after = _resident(process)
+    # The answers to what was accepted count as part of the recovery.
+    draining_s = max(0.0, max((a.answered_at for a in load.answers), default=0.0) - seconds)
+    with Caller(url) as caller:
+        while True:
+            latency_ms, answer = caller.ask(orjson.loads(next(bodies)))
+            if "rewards" in answer and latency_ms < RECOVERED_MS:
+                break
+    recovered_s = draining_s + time.perf_counter() - ended
+    return Overload(peak.per_second, load, seconds, recovered_s, (before, after, _resident(process)))
+
+
+def _resident(process: psutil.Process) -> float:
+    return float(process.memory_info().rss) / 2**20
+
+
+def describe_overload(found: Overload, factor: float) -> str:
+    """The result in words."""
+    good_ms, refused_ms = found.milliseconds(200), found.milliseconds(503)
+    lines = [
+        f"capacity {found.capacity:.1f} requests/s; sent {factor:g} times as many for {found.seconds:g} s: "
+        f"{dict(Counter(a.status for a in found.load.answers))}",
+        f"unanswered {found.load.unanswered}, not sent {found.load.not_sent}, "
+        f"503 without Retry-After {found.without_advice}",
+        f"goodput {found.goodput:.1f} requests/s, {found.goodput / found.capacity:.0%} of the capacity",
+        f"accepted requests took p50 {np.percentile(good_ms, 50):.0f} ms, p99 {np.percentile(good_ms, 99):.0f} ms",
+    ]
+    if len(refused_ms):
+        lines.append(
+            f"refusals took p50 {np.percentile(refused_ms, 50):.1f} ms, p99 {np.percentile(refused_ms, 99):.1f} ms, "
+            f"longest {refused_ms.max():.0f} ms"
+        )
+    lines.append("memory {:.0f} MiB before, {:.0f} at the end, {:.0f} after it".format(*found.memory_mib))
+    lines.append(f"a fresh request within {RECOVERED_MS:g} ms again {found.recovered_s:.1f} s after the last was sent")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
-    """Measure and print one table."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--factor", type=float, default=10.0)
     arguments = parser.parse_args(argv)
     print(describe())
-    bodies = fresh_bodies()
     with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder)) as server:
-        url = f"{server.url}/score"
-        process = psutil.Process(server.pid)
-        some = [next(bodies) for _ in range(2000)]
-        run_load(url, some[:40], requests=40, connections=8)  # warm
-        # As many as a server without a queue would need; more only wait.
-        probe = run_load(url, some[40:140], requests=100, connections=16)
-        count = max(64, min(1800, round(probe.per_second * 15)))
-        peak = run_load(url, some[140 : 140 + count], requests=count, connections=16)
-        print(
-            f"capacity {peak.per_second:.1f} requests/s, p50 {peak.percentile_ms(50):.0f} ms, {peak.failures} failures"
-        )
-        before = process.memory_info().rss / 2**20
-        load = run_open_load(url, bodies, per_second=peak.per_second * arguments.factor, seconds=arguments.seconds)
-        ended = time.perf_counter()
-        after = process.memory_info().rss / 2**20
-        last_good = max((a.answered_at for a in load.answers), default=0.0)
-        with Caller(url) as caller:
-            while True:
-                latency_ms, answer = caller.ask(orjson.loads(next(bodies)))
-                if "rewards" in answer and latency_ms < RECOVERED_MS:
-                    break
-        recovered_s = max(0.0, last_good - arguments.seconds) + time.perf_counter() - ended
-        settled = process.memory_info().rss / 2**20
-    statuses = Counter(a.status for a in load.answers)
-    refused = np.array([a.seconds for a in load.answers if a.status == 503]) * 1e3
-    good_ms = np.array([a.seconds for a in load.answers if a.status == 200]) * 1e3
-    without_advice = sum(1 for a in load.answers if a.status == 503 and b"retry-after" not in a.head.lower())
-    print(f"sent {arguments.factor:g} times the capacity for {arguments.seconds:g} s: {dict(statuses)}")
-    print(f"unanswered {load.unanswered}, not sent {load.not_sent}, 503 without Retry-After {without_advice}")
-    print(
-        f"goodput {goodput(load, arguments.seconds):.1f} requests/s, "
-        f"{goodput(load, arguments.seconds) / peak.per_second:.0%} of the capacity"
-    )
-    print(f"accepted requests took p50 {np.percentile(good_ms, 50):.0f} ms, p99 {np.percentile(good_ms, 99):.0f} ms")
-    if len(refused):
-        print(
-            f"refusals took p50 {np.percentile(refused, 50):.1f} ms, p99 {np.percentile(refused, 99):.1f} ms, "
-            f"longest {refused.max():.0f} ms"
-        )
-    print(f"memory {before:.0f} MiB before, {after:.0f} at the end, {settled:.0f} after it")
-    print(f"recovered (a fresh request within {RECOVERED_MS:g} ms) {recovered_s:.1f} s after the last was sent")
+        print(describe_overload(overload(server, arguments.seconds, arguments.factor), arguments.factor))

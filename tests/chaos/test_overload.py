@@ -1,0 +1,27 @@
+"""Ten times what a server can do: every request is answered, with rewards or with advice, and memory stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.overload import describe_overload, overload
+from benchmarks.server import ServerProcess
+from chaos.conftest import FULL
+
+SECONDS, PROBES, MOST_GROWTH = (60.0, 100, 1.1) if FULL else (8.0, 20, 1.3)
+FACTOR = 10.0
+
+
+@pytest.mark.timeout(600)
+def test_an_overloaded_server_says_so_and_goes_on(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        found = overload(server, SECONDS, FACTOR, PROBES)
+    print(f"\n{describe_overload(found, FACTOR)}")
+    statuses = {answer.status for answer in found.load.answers}
+    assert statuses == {200, 503}
+    assert found.load.unanswered == found.load.not_sent == 0
+    assert found.without_advice == 0
+    before, after, _ = found.memory_mib
+    assert after < before * MOST_GROWTH
