@@ -10,8 +10,10 @@ Example: python -m benchmarks overload --seconds 60 --factor 10
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -56,14 +58,14 @@ class Overload:
         load: Every answer under overload.
         seconds: How long it lasted.
         recovered_s: From the last request until a fresh one was answered within `RECOVERED_MS`.
-        memory_mib: Resident memory before, at the end, and after a request that followed.
+        memory_mib: Resident memory every second, from before the first request to after the last answer.
     """
 
     capacity: float
     load: OpenLoad
     seconds: float
     recovered_s: float
-    memory_mib: tuple[float, float, float]
+    memory_mib: list[float]
 
     @property
     def goodput(self) -> float:
@@ -90,10 +92,9 @@ def overload(server: ServerProcess, seconds: float, factor: float, probes: int =
     probe = run_load(url, list(itertools.islice(bodies, probes)), requests=probes, connections=16)
     count = max(probes, min(2000, round(probe.per_second * seconds / 4)))
     peak = run_load(url, list(itertools.islice(bodies, count)), requests=count, connections=16)
-    before = _resident(process)
-    load = run_open_load(url, bodies, per_second=peak.per_second * factor, seconds=seconds)
+    with _watched(process) as memory_mib:
+        load = run_open_load(url, bodies, per_second=peak.per_second * factor, seconds=seconds)
     ended = time.perf_counter()
-    after = _resident(process)
     # The answers to what was accepted count as part of the recovery.
     draining_s = max(0.0, max((a.answered_at for a in load.answers), default=0.0) - seconds)
     with Caller(url) as caller:
@@ -102,11 +103,28 @@ def overload(server: ServerProcess, seconds: float, factor: float, probes: int =
             if "rewards" in answer and latency_ms < RECOVERED_MS:
                 break
     recovered_s = draining_s + time.perf_counter() - ended
-    return Overload(peak.per_second, load, seconds, recovered_s, (before, after, _resident(process)))
+    return Overload(peak.per_second, load, seconds, recovered_s, memory_mib)
 
 
-def _resident(process: psutil.Process) -> float:
-    return float(process.memory_info().rss) / 2**20
+@contextlib.contextmanager
+def _watched(process: psutil.Process) -> Iterator[list[float]]:
+    """Resident memory in MiB, every second while the block runs."""
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while True:
+            samples.append(process.memory_info().rss / 2**20)
+            if ended.wait(1.0):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def describe_overload(found: Overload, factor: float) -> str:
@@ -125,7 +143,9 @@ def describe_overload(found: Overload, factor: float) -> str:
             f"refusals took p50 {np.percentile(refused_ms, 50):.1f} ms, p99 {np.percentile(refused_ms, 99):.1f} ms, "
             f"longest {refused_ms.max():.0f} ms"
         )
-    lines.append("memory {:.0f} MiB before, {:.0f} at the end, {:.0f} after it".format(*found.memory_mib))
+    quarters = [part.mean() for part in np.array_split(np.array(found.memory_mib), 4)]
+    told = ", ".join(f"{quarter:.0f}" for quarter in quarters)
+    lines.append(f"memory {found.memory_mib[0]:.0f} MiB before; mean of each quarter {told}")
     lines.append(f"a fresh request within {RECOVERED_MS:g} ms again {found.recovered_s:.1f} s after the last was sent")
     return "\n".join(lines)
 

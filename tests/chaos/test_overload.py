@@ -10,7 +10,7 @@ from benchmarks.overload import describe_overload, overload
 from benchmarks.server import ServerProcess
 from chaos.conftest import FULL
 
-SECONDS, PROBES, MOST_GROWTH = (60.0, 100, 1.1) if FULL else (8.0, 20, 1.3)
+SECONDS, PROBES, MOST_GROWTH = (60.0, 100, 1.02) if FULL else (8.0, 20, 1.1)
 FACTOR = 10.0
 
 
@@ -23,5 +23,6 @@ def test_an_overloaded_server_says_so_and_goes_on(tmp_path: Path) -> None:
     assert statuses == {200, 503}
     assert found.load.unanswered == found.load.not_sent == 0
     assert found.without_advice == 0
-    before, after, _ = found.memory_mib
-    assert after < before * MOST_GROWTH
+    # Buffers and arenas grow to the size of the load, once.
+    settled = found.memory_mib[len(found.memory_mib) // 3 :]
+    assert settled[-1] < settled[0] * MOST_GROWTH
