@@ -59,6 +59,29 @@ class TokenMeter(Protocol):
         """Give back what was charged and not used."""
 
 
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What `BaseRewardReader.look_up` found, for `complete`.
+
+    Attributes:
+        tenant_id: Who pays for what is missing.
+        scope: Whose cache it is; empty where all tenants share one.
+        texts: As given.
+        truncate: Whether texts that are too long are shortened.
+        keys: The text_key of each.
+        entries: What the caches know of each.
+        missing: Indices of the texts that the engine must compute.
+    """
+
+    tenant_id: str
+    scope: str
+    texts: Sequence[Text]
+    truncate: bool
+    keys: Sequence[bytes]
+    entries: list[CachedBaseRewards | None]
+    missing: Sequence[int]
+
+
 @dataclass(slots=True)
 class _Usage:
     """Tokens of one request that the engine took, and those of them that it has answered."""
@@ -101,13 +124,18 @@ class BaseRewardReader:
         return self._cache_scope == "tenant"
 
     async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> BaseRewards:
-        """Base rewards of `texts`, from the caches or the engine.
+        """Base rewards of `texts`, from the caches or the engine: `look_up`, then `complete`.
 
         Raises:
-            InvalidInput: Texts are too long and `truncate` is false, or cannot be rendered; every one is listed.
-            QuotaExceeded: The tenant's tokens of this minute are used up; nothing was computed.
-            Overloaded: The engine's queue is full; nothing was computed.
-            Unavailable, EngineError: From the engine.
+            See both.
+        """
+        return await self.complete(await self.look_up(tenant_id, texts, truncate=truncate))
+
+    async def look_up(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> LookedUp:
+        """What the caches know of `texts`; to be completed soon.
+
+        Raises:
+            Overloaded: Texts are missing, and the engine's queue is full; nothing was done yet.
         """
         scope = tenant_id if self._cache_scope == "tenant" else ""
         with self._metrics.stage("cache") as cache:
@@ -122,30 +150,31 @@ class BaseRewardReader:
                     await self._ask_shared(self._shared, keys, entries, now)
                     missing = _missing(entries, truncate)
             cache.attributes = {"texts": len(texts), "hits": len(texts) - len(missing)}
+        if missing:
+            self._require_room(len(missing))
+        return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing)
+
+    async def complete(self, looked_up: LookedUp) -> BaseRewards:
+        """Base rewards of all texts; those that are missing come from the engine.
+
+        Raises:
+            InvalidInput: Texts are too long and were not to be truncated, or cannot be rendered; every one is listed.
+            QuotaExceeded: The tenant's tokens of this minute are used up; nothing was computed.
+            Overloaded: The engine's queue is full; nothing was computed.
+            Unavailable, EngineError: From the engine.
+        """
+        keys, entries, missing = looked_up.keys, looked_up.entries, looked_up.missing
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
-            self._require_room(len(missing))
             with self._metrics.stage("tokenise") as tokenise:
-                tokenised = await asyncio.to_thread(self._tokenise, [texts[i] for i in missing], truncate)
+                texts = [looked_up.texts[i] for i in missing]
+                tokenised = await asyncio.to_thread(self._tokenise, texts, looked_up.truncate)
                 tokens = sum(len(text.token_ids) for text in tokenised)
                 tokenise.attributes = {"texts": len(missing), "tokens": tokens}
-            if self._meter is not None:
-                await self._meter.charge_tokens(tenant_id, tokens)
             with self._metrics.stage("engine") as engine:
                 engine.attributes = {"texts": len(missing), "tokens": tokens}
-                usage = _Usage()
-                try:
-                    computed = await self._compute(scope, [keys[i] for i in missing], tokenised, usage)
-                except MetarewardError as error:
-                    # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
-                    usage.taken = usage.answered
-                    if isinstance(error, Overloaded):
-                        self._metrics.refusals.labels("queue").inc()
-                    raise
-                finally:
-                    if self._meter is not None:
-                        await self._meter.settle_tokens(tenant_id, charged=tokens, used=usage.taken)
+                computed = await self._compute_metered(looked_up, tokenised, tokens)
             tokenise_s, engine_s = tokenise.seconds, engine.seconds
             for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
@@ -158,6 +187,26 @@ class BaseRewardReader:
             tokenise_s=tokenise_s,
             engine_s=engine_s,
         )
+
+    async def _compute_metered(
+        self, looked_up: LookedUp, tokenised: Sequence[TokenisedText], tokens: int
+    ) -> list[CachedBaseRewards]:
+        """Missing texts from the engine, paid for by their tenant."""
+        if self._meter is not None:
+            await self._meter.charge_tokens(looked_up.tenant_id, tokens)
+        usage = _Usage()
+        try:
+            keys = [looked_up.keys[i] for i in looked_up.missing]
+            return await self._compute(looked_up.scope, keys, tokenised, usage)
+        except MetarewardError as error:
+            # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
+            usage.taken = usage.answered
+            if isinstance(error, Overloaded):
+                self._metrics.refusals.labels("queue").inc()
+            raise
+        finally:
+            if self._meter is not None:
+                await self._meter.settle_tokens(looked_up.tenant_id, charged=tokens, used=usage.taken)
 
     async def _ask_shared(
         self,

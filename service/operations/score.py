@@ -86,15 +86,17 @@ class Score:
             Overloaded, Unavailable, EngineError: See `service/errors.py`.
         """
         started = time.perf_counter()
-        with self._metrics.stage("user") as user_stage:
-            resolved = await self._resolve(tenant_id, items)
-            user_stage.attributes = {"users": len(items)}
         texts = [
             Text(item.messages, completion, f"{item.field}completions[{i}]")
             for item in items
             for i, completion in enumerate(item.completions)
         ]
-        base = await self._base_rewards.read(tenant_id, texts, truncate=truncate)
+        # First what can refuse at once: an overloaded server must not ask the database for users in vain.
+        looked_up = await self._base_rewards.look_up(tenant_id, texts, truncate=truncate)
+        with self._metrics.stage("user") as user_stage:
+            resolved = await self._resolve(tenant_id, items)
+            user_stage.attributes = {"users": len(items)}
+        base = await self._base_rewards.complete(looked_up)
         results = []
         shortened = set(base.truncated)
         offset = 0

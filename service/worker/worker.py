@@ -76,6 +76,7 @@ class Worker:
         self._speed = Speed()
         self._metrics = metrics
         self._in_flight: list[WorkItem] = []
+        self._tokens_in_flight = 0
         self._changed = threading.Condition()  # guards all of what follows, the queue and _in_flight
         self._accepting = True
         self._device_fails = False
@@ -93,7 +94,7 @@ class Worker:
     def queued_tokens(self) -> int:
         """Tokens accepted and not yet answered, those on the device included."""
         with self._changed:
-            return self._queue.tokens + sum(item.tokens for item in self._in_flight)
+            return self._queue.tokens + self._tokens_in_flight
 
     @property
     def stats(self) -> WorkerStats:
@@ -193,10 +194,8 @@ class Worker:
         waiting = self._queue.tokens
         if not waiting:
             return None
-        on_device = sum(item.tokens for item in self._in_flight)
-        return self._admission.refusal(
-            tokens, waiting=waiting, ahead=waiting + on_device, speed=self._speed.tokens_per_s
-        )
+        ahead = waiting + self._tokens_in_flight
+        return self._admission.refusal(tokens, waiting=waiting, ahead=ahead, speed=self._speed.tokens_per_s)
 
     def _note_departure(self, answer: Future[BaseRewards]) -> None:
         if answer.cancelled():
@@ -215,7 +214,7 @@ class Worker:
             with self._changed:
                 self._accepting = False
                 left, on_device = self._queue.clear(), self._in_flight
-                self._in_flight = []
+                self._in_flight, self._tokens_in_flight = [], 0
             self._refuse(left, on_device)
 
     def _next_batch(self) -> list[WorkItem] | None:
@@ -225,6 +224,7 @@ class Worker:
                 batch = self._queue.next_batch(self._max_batch_tokens, self._take)
                 if batch:
                     self._in_flight = batch
+                    self._tokens_in_flight = sum(item.tokens for item in batch)
                     return batch
                 if not self._accepting:
                     return None
@@ -252,7 +252,7 @@ class Worker:
         seconds = time.perf_counter() - started
         with self._changed:
             self._device_fails = device_fails
-            self._in_flight = []
+            self._in_flight, self._tokens_in_flight = [], 0
             before = self._stats
             self._stats = replace(
                 before,
