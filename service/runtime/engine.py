@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from service.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 30.0
+# Between any two operations the device's thread asks for the interpreter, which the event loop may keep for this long.
+# Under ten times the capacity, goodput was 77 and 85 % of the capacity with Python's 5 ms, 91 and 88 % with this.
+SWITCH_INTERVAL_S = 0.0005
 FIRST_ANSWER_TIMEOUT_S = 10.0
 
 
@@ -74,6 +78,7 @@ def open_worker(
     Raises:
         ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     backbone = load_backbone(
         settings.backbone or checkpoint.backbone.id,
         device=settings.device,
