@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
