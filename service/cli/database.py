@@ -60,7 +60,7 @@ def current_database(url: str | None) -> Iterator[Database]:
         yield database
 
 
-@app.command(epilog="Example: metareward db upgrade --database-url postgresql://me:secret@db/metareward")
+@app.command(epilog="Example: DATABASE_URL=postgresql://me:secret@db/metareward metareward db upgrade")
 def upgrade(
     revision: Annotated[str, typer.Argument(help="Revision to go up to.")] = "head", database_url: DatabaseUrl = None
 ) -> None:
