@@ -36,6 +36,9 @@ def create(
     ],
     name: Annotated[str, typer.Option(help="What the key is for, to tell it from others.")] = "",
     expires_in: Annotated[str | None, typer.Option(help="30m, 12h, 90d or 52w; without it, it lasts.")] = None,
+    if_none: Annotated[
+        bool, typer.Option("--if-none", help="Only where no usable key is there yet, of anybody; for first starts.")
+    ] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, once: only its digest is stored.
@@ -47,6 +50,9 @@ def create(
 
     lasts = None if expires_in is None else _duration(expires_in)
     with current_database(database_url) as database:
+        if if_none and KeyRepository(database).count_usable():
+            typer.echo("There is a usable key already; none was made.", err=True)
+            return
         key = Keys(KeyRepository(database)).create(tenant, role.value, name, lasts)
     until = "until revoked" if key.expires_at is None else f"until {_time(key.expires_at)}"
     typer.echo(

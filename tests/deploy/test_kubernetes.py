@@ -249,3 +249,28 @@ def test_prometheus_finds_the_pods(gpu: list[Manifest]) -> None:
         assert labels["app_kubernetes_io_name"] == kept["app_kubernetes_io_name"]
         assert re.fullmatch(kept["app_kubernetes_io_component"], labels["app_kubernetes_io_component"])
         assert "metrics" in {port["name"] for port in container(workload)["ports"]}
+
+
+def test_the_first_key_is_made_as_the_schema_is(gpu: list[Manifest]) -> None:
+    job = yaml.safe_load((FOLDER / "first-key.yaml").read_text())
+    migrate = next(manifest for manifest in of_kind(gpu, "Job"))
+    kubernetes_validate.validate(job, NEWEST, strict=True)
+    assert job["metadata"]["namespace"] == migrate["metadata"]["namespace"]
+    assert job["spec"]["backoffLimit"] == 0, "one key, not one a try"
+    pod, pattern = job["spec"]["template"]["spec"], migrate["spec"]["template"]["spec"]
+    [container], [container_pattern] = pod["containers"], pattern["containers"]
+    assert container["args"][:2] == ["keys", "create"]
+    assert container | {"name": "", "args": []} == container_pattern | {"name": "", "args": []}
+    assert pod | {"containers": [], "restartPolicy": ""} == pattern | {"containers": [], "restartPolicy": ""}
+    labels, network = job["spec"]["template"]["metadata"]["labels"], "app.kubernetes.io/component"
+    assert labels[network] == migrate["spec"]["template"]["metadata"]["labels"][network], "PostgreSQL lets it in"
+
+
+def test_the_demo_makes_its_first_key_where_the_server_looks_for_it() -> None:
+    demo = next(of_kind(built("cpu-demo"), "Deployment"))["spec"]["template"]["spec"]
+    [first], [api] = demo["initContainers"], demo["containers"]
+    assert (first["image"], first["securityContext"]) == (api["image"], api["securityContext"])
+    assert "--if-none" in first["args"], "a pod that starts again makes no second one"
+    mounts = {mount["mountPath"]: mount["name"] for mount in api["volumeMounts"]}
+    assert all(mounts[mount["mountPath"]] == mount["name"] for mount in first["volumeMounts"])
+    assert "/var/lib/metareward" in {mount["mountPath"] for mount in first["volumeMounts"]}

@@ -53,6 +53,7 @@ def test_the_life_of_a_key_on_the_command_line(place: dict[str, str]) -> None:
     printed = outcome("keys", "create", *options, **place)
     assert KEY.fullmatch(printed.strip()), "the key alone is on stdout"
     outcome("keys", "create", "--tenant", "other", "--role", "score", **place)
+    assert outcome("keys", "create", "--tenant", "third", "--role", "score", "--if-none", **place) == ""
 
     (listed,) = json.loads(outcome("keys", "list", "--tenant", "acme", "--json", **place))
     assert (listed["tenant"], listed["role"], listed["name"], listed["state"]) == (*options[1:6:2], "good")
