@@ -17,6 +17,10 @@ from service.operations.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
+# Longer than clients (httpx: 5 s) and load balancers (60 s) keep an idle connection: whoever closes it first must be the
+# one who sends, or a request goes into a connection that is just being closed.
+KEEP_ALIVE_S = 75
+
 
 class _DrainingServer(uvicorn.Server):
     """Calls back once it answers, not before; and ends in three steps.
@@ -90,6 +94,7 @@ def run_server(
         access_log=False,
         server_header=False,
         lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
     )
     _DrainingServer(config, on_ready, lifecycle, drain_delay_s).run(sockets=[listener])
