@@ -17,8 +17,8 @@ from service.operations.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
-# Longer than clients (httpx: 5 s) and load balancers (60 s) keep an idle connection: who closes it first must be the one
-# who sends, or a request goes into a connection that is just being closed.
+# Longer than clients (httpx: 5 s) and load balancers (60 s) keep an idle connection: the one who sends must close it
+# first, or a request goes into a connection that is just being closed.
 KEEP_ALIVE_S = 75
 
 
