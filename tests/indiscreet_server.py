@@ -24,7 +24,7 @@ TEXTS: dict[tuple[int, ...], str] = {}
 
 tokenise = minilm.MiniLMRenderer.tokenise
 forward = minilm.MiniLM.forward
-read = BaseRewardReader.read
+look_up = BaseRewardReader.look_up
 
 
 class IndiscreetError(ValueError):
@@ -57,7 +57,7 @@ def indiscreet_forward(self: Any, token_ids: Any) -> Any:
     return forward(self, token_ids)
 
 
-async def indiscreet_read(self: Any, tenant_id: str, texts: Any, *, truncate: bool) -> Any:
+async def indiscreet_look_up(self: Any, tenant_id: str, texts: Any, *, truncate: bool) -> Any:
     said = " ".join(text.completion for text in texts)
     if "loop-fails" in said:
 
@@ -74,12 +74,12 @@ async def indiscreet_read(self: Any, tenant_id: str, texts: Any, *, truncate: bo
         logging.getLogger("service.test").warning("an error as an argument: %s", IndiscreetError(said))
         logging.getLogger("service.test").warning("and as a field", extra={"error": IndiscreetError(said), "o": [self]})
         logging.getLogger("service.test").warning("too few arguments: %s %s", said)
-    return await read(self, tenant_id, texts, truncate=truncate)
+    return await look_up(self, tenant_id, texts, truncate=truncate)
 
 
 minilm.MiniLMRenderer.tokenise = indiscreet_tokenise  # type: ignore[method-assign]
 minilm.MiniLM.forward = indiscreet_forward  # type: ignore[method-assign]
-BaseRewardReader.read = indiscreet_read  # type: ignore[method-assign]
+BaseRewardReader.look_up = indiscreet_look_up  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

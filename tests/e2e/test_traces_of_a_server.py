@@ -53,7 +53,7 @@ def test_each_request_is_a_tree_of_its_stages_and_tells_nothing_that_callers_wro
             assert ask(client, "/score", "not-sampled", score, f"00-{TRACE_ID}-{PARENT_ID}-00") == 200
 
         ((root, tree),) = collector.trees("fresh")
-        assert names(tree) == [("user", []), ("cache", []), ("tokenise", []), ("engine", [])]
+        assert names(tree) == [("cache", []), ("user", []), ("tokenise", []), ("engine", [])]
         assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
         assert root.name == "POST /score"
         assert attributes(root) == {
@@ -72,12 +72,12 @@ def test_each_request_is_a_tree_of_its_stages_and_tells_nothing_that_callers_wro
             assert stage.end_time_unix_nano <= root.end_time_unix_nano
 
         ((_, tree),) = collector.trees("cached")
-        assert names(tree) == [("user", []), ("cache", [])]
+        assert names(tree) == [("cache", []), ("user", [])]
         ((root, tree),) = collector.trees("adapt")
         assert names(tree) == [("cache", []), ("tokenise", []), ("engine", []), ("store", [("solve", [])])]
         assert attributes(root)["http.route"] == "/users/{user_id}/adapt"
         ((root, tree),) = collector.trees("invalid")
-        assert names(tree) == [("user", []), ("cache", []), ("tokenise", [])]
+        assert names(tree) == [("cache", []), ("user", []), ("tokenise", [])]
         assert attributes(tree[-1][0])["error.type"] == "InvalidInput"
         assert root.status.code == 0  # the caller's fault is no failure of the server
 
