@@ -5,30 +5,30 @@ Nothing is changed: no table, no key, no secret is made.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import httpx
-import numpy as np
-import numpy.typing as npt
 
-from service.backbone.golden import golden_texts_id, golden_token_ids
+from service.backbone.golden import golden_texts_id
 from service.backbone.load import load_renderer
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import ConfigurationError, MetarewardError
-from service.runtime.engine import open_engine
+from service.runtime.engine import open_engine, remote_parts
 from service.settings import Settings, is_loopback
 from service.store import migrate
 from service.store.database import Database, open_database
 from service.store.keys import KeyRepository
-from service.worker.connection import worker_names
-from service.worker.selfcheck import ScoreTexts, self_check
+from service.worker.connection import Connection, GoldenRecord
+from service.worker.selfcheck import SelfCheck
+from service.worker.wire import WorkerBusy, WorkerFailed
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
@@ -77,13 +77,7 @@ def diagnose(settings: Settings, *, load_engine: bool) -> Iterator[Finding]:
     if checkpoint is None:
         yield Finding("engine", "skipped", "needs a checkpoint")
     elif settings.engine_urls:
-        try:
-            worker_names(settings.engine_urls)
-        except ConfigurationError as error:  # a password would be repeated below
-            yield Finding("engine", "failed", str(error), "correct ENGINE_URL")
-            return
-        for url in settings.engine_urls:
-            yield _worker(settings, checkpoint, url)
+        yield from _workers(settings, checkpoint)
     else:
         yield _backbone(settings, checkpoint, load_engine)
 
@@ -224,52 +218,40 @@ def _redis(settings: Settings) -> Finding:
     return Finding("redis", "ok", f"version {version} answers")
 
 
-def _worker(settings: Settings, checkpoint: Checkpoint, url: str) -> Finding:
-    part = f"worker {url}"
-    key = settings.engine_api_key.get_secret_value()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+_WORKER_FIXES: Final[dict[str, str]] = {
+    "connection": "start `metareward worker` there, or correct ENGINE_URL",
+    "timeout": "look at the process: stopped, swapping, or stuck in its device; restart it",
+    "status": "look at its /ready and its log; where it refuses our key, set ENGINE_API_KEY to the worker's",
+    "model": "start it with this server's CHECKPOINT, and BACKBONE",
+    "golden": "its backbone is not the checkpoint's, or computes in another dtype: compare BACKBONE and DTYPE",
+    "answer": "what listens there is no worker: correct ENGINE_URL",
+}
+
+
+def _workers(settings: Settings, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Ask each worker what a server asks before it sends it texts."""
+    patience_s = min(settings.engine_timeout_s, _PATIENCE_S)
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_PATIENCE_S) as client:
-            answer = client.get("/v1/models")
-            if answer.status_code in (401, 403):
-                return Finding(part, "failed", "refuses our key", "set ENGINE_API_KEY to the worker's")
-            names = [model["id"] for model in answer.raise_for_status().json()["data"]]
-            if checkpoint.heads_id not in names:
-                detail = f"serves {', '.join(name[:16] for name in names) or 'nothing'}, not {checkpoint.heads_id[:16]}"
-                return Finding(part, "failed", detail, "start it with this server's CHECKPOINT, and BACKBONE")
-            score = _remote_score(client, checkpoint)
-            renderer = load_renderer(settings.backbone or checkpoint.backbone.id, max_tokens=settings.max_tokens)
-            golden = checkpoint.golden
-            result = self_check(
-                score,
-                golden_token_ids(renderer),
-                # A worker does not say in what it computes; a record tells a wrong model in any case.
-                dtype="float32" if golden is None else golden.dtype,
-                recorded_GK=None if golden is None else np.array(golden.base_rewards),
-                recorded_dtype="float32" if golden is None else golden.dtype,
-            )
-    except httpx.ReadTimeout:
-        fix = "look at the process: stopped, swapping, or stuck in its device; restart it"
-        return Finding(part, "failed", f"takes connections and does not answer within {_PATIENCE_S:g} s", fix)
-    except (httpx.HTTPError, KeyError, ValueError, TypeError) as error:
-        fix = "start `metareward worker` there, or correct ENGINE_URL"
-        return Finding(part, "failed", f"does not answer as a worker does ({type(error).__name__})", fix)
-    except MetarewardError as error:
-        return Finding(part, "failed", str(error), "set BACKBONE to the checkpoint's backbone")
-    if not result.passed:
-        fix = "its backbone is not the checkpoint's, or computes in another dtype: compare BACKBONE and DTYPE"
-        return Finding(part, "warning" if golden is None else "failed", f"self-check: {result}", fix)
-    return Finding(part, "ok", f"self-check passed: {result}")
+        remote = remote_parts(settings.model_copy(update={"engine_timeout_s": patience_s}), checkpoint)
+    except ConfigurationError as error:
+        yield Finding("engine", "failed", str(error), "correct the setting that it names")
+        return
+    for url, connect in zip(settings.engine_urls, remote.connect.values(), strict=True):
+        part = f"worker {url}"
+        try:
+            yield Finding(part, "ok", f"self-check passed: {asyncio.run(_check(connect, remote.golden))}")
+        except WorkerBusy:
+            yield Finding(part, "warning", "is too busy to score the golden texts", "ask again, or add workers")
+        except WorkerFailed as failure:
+            yield Finding(part, "failed", str(failure), _WORKER_FIXES[failure.reason])
 
 
-def _remote_score(client: httpx.Client, checkpoint: Checkpoint) -> ScoreTexts:
-    def score(texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
-        body = {"model": checkpoint.heads_id, "input": [list(text) for text in texts], "use_activation": False}
-        answer = client.post("/classify", json=body).raise_for_status().json()
-        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
-        return np.array([row["probs"] for row in rows], dtype=np.float64) + checkpoint.b_K
-
-    return score
+async def _check(connect: Callable[[], Connection], golden: GoldenRecord) -> SelfCheck:
+    connection = connect()
+    try:
+        return await connection.check(golden)
+    finally:
+        await connection.close()
 
 
 def _backbone(settings: Settings, checkpoint: Checkpoint, load_engine: bool) -> Finding:

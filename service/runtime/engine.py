@@ -97,8 +97,27 @@ def open_worker(
     return backbone, worker
 
 
-def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> EngineParts:
-    """Without torch: this process only makes token ids, and adds the biases to what comes back."""
+@dataclass(frozen=True)
+class RemoteParts:
+    """What a process knows of its workers before it asks any.
+
+    Attributes:
+        renderer: Texts to token ids, as the checkpoint was trained with.
+        golden: What a worker must answer before it serves.
+        connect: By the name of each worker, what makes a connection to it.
+    """
+
+    renderer: Renderer
+    golden: GoldenRecord
+    connect: dict[str, Callable[[], Connection]]
+
+
+def remote_parts(settings: Settings, checkpoint: Checkpoint) -> RemoteParts:
+    """Ways to the workers of ENGINE_URL, and what they must answer; none is asked yet.
+
+    Raises:
+        ConfigurationError: The renderer is not the checkpoint's, or ENGINE_URL or ENGINE_API_KEY cannot be.
+    """
     wanted = checkpoint.backbone
     renderer = load_renderer(settings.backbone or wanted.id, max_tokens=settings.max_tokens)
     if renderer.template_id != wanted.template_id:
@@ -117,7 +136,7 @@ def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -
         dtype=dtype,
     )
     key = engine_key(settings)
-    connect = {
+    connect: dict[str, Callable[[], Connection]] = {
         name: functools.partial(
             Connection,
             url,
@@ -128,9 +147,15 @@ def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -
         )
         for name, url in worker_names(settings.engine_urls).items()
     }
+    return RemoteParts(renderer, golden, connect)
+
+
+def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> EngineParts:
+    """Without torch: this process only makes token ids, and adds the biases to what comes back."""
+    remote, wanted = remote_parts(settings, checkpoint), checkpoint.backbone
     engine = RemoteEngine(
-        connect,
-        golden,
+        remote.connect,
+        remote.golden,
         checkpoint.b_K,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,
@@ -146,10 +171,10 @@ def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -
         "fingerprint": wanted.fingerprint,
         "template_id": wanted.template_id,
         "hidden_size": wanted.hidden_size,
-        "max_tokens": renderer.max_tokens,
-        "workers": len(connect),
+        "max_tokens": remote.renderer.max_tokens,
+        "workers": len(remote.connect),
     }
-    return EngineParts(engine, renderer, description, lambda: engine.close(settings.drain_timeout_s))
+    return EngineParts(engine, remote.renderer, description, lambda: engine.close(settings.drain_timeout_s))
 
 
 def start_worker(

@@ -173,3 +173,9 @@ def test_a_worker_is_asked_what_the_server_would_ask(tmp_path: Path) -> None:
 def test_an_engine_that_cannot_be(tmp_path: Path, setting: str, value: Any) -> None:
     found = look(tmp_path, **{setting: value})
     assert any(finding.status == "failed" and finding.fix for finding in found.values())
+
+
+def test_a_worker_in_another_dtype_is_judged_as_the_server_judges_it(tmp_path: Path) -> None:
+    with WorkerProcess(tmp_path / "worker", DTYPE="bfloat16") as worker:
+        found = look(tmp_path, engine_url=worker.url)[f"worker {worker.url}"]
+        assert found.status == "ok", found
