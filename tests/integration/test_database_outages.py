@@ -24,7 +24,7 @@ from service.runtime.database import open_users_database
 from service.settings import Settings
 from service.store import Database, open_database
 from service.store.keys import KeyRepository
-from service.store.migrate import check, upgrade
+from service.store.migrate import check
 
 USERS = [f"user{i}" for i in range(50)]
 PAIRS = [PreferencePair(user_says("p"), "good", "bad", 1.0, None)]
@@ -34,21 +34,8 @@ def score(operations: Operations, user_id: str):
     return operations.score("t", [ScoreItem(user_id, user_says("q"), ["x"])], truncate=False, return_base_rewards=False)
 
 
-@pytest.fixture
-def hanging_server(postgres: PostgresServer):
-    """A migrated server of the test's own, to be paused."""
-    server = PostgresServer()
-    server.start()
-    database = open_database(server.url())
-    upgrade(database)
-    database.close()
-    yield server
-    server.resume()
-    server.close()
-
-
-def test_a_hung_database_costs_known_users_one_failed_read(hanging_server: PostgresServer) -> None:
-    database = open_database(hanging_server.url(), pool_size=4, statement_timeout_s=1.0)
+def test_a_hung_database_costs_known_users_one_failed_read(own_postgres: PostgresServer) -> None:
+    database = open_database(own_postgres.url(), pool_size=4, statement_timeout_s=1.0)
     operations = Operations(database, revalidate_s=0.0)
     readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.5)
 
@@ -56,7 +43,7 @@ def test_a_hung_database_costs_known_users_one_failed_read(hanging_server: Postg
         for user in USERS:
             await operations.adapt("t", user, PAIRS, mode="append", truncate=False)
         assert (await readiness()).degraded == []
-        hanging_server.pause()
+        own_postgres.pause()
 
         started = time.monotonic()
         asking = asyncio.create_task(readiness())
@@ -82,7 +69,7 @@ def test_a_hung_database_costs_known_users_one_failed_read(hanging_server: Postg
         assert time.monotonic() - started < 0.5
         assert (await trying).results[0].standing == "stale"
 
-        hanging_server.resume()
+        own_postgres.resume()
         await asyncio.sleep(1.1)
         assert {(await score(operations, user)).results[0].standing for user in USERS} == {"adapted"}
         assert (await score(operations, "stranger")).results[0].standing == "cold_start"

@@ -15,7 +15,6 @@ from sharing import Replica
 from service.errors import Conflict, InvalidInput, NotFound, Unavailable
 from service.operations.texts import Text
 from service.store import Database, StoredUser, open_database
-from service.store.migrate import upgrade
 
 
 @pytest.fixture(autouse=True)
@@ -133,40 +132,36 @@ def test_min_version_asks_the_database_where_redis_lags(redis_server: RedisServe
     run(path)
 
 
-def test_an_old_entry_is_read_again_and_serves_where_the_database_does_not(redis_server: RedisServer) -> None:
-    postgres = PostgresServer()
-    postgres.start()
-    try:
-        database = open_database(postgres.url(), pool_size=4, statement_timeout_s=1.0)
-        upgrade(database)
+def test_an_old_entry_is_read_again_and_serves_where_the_database_does_not(
+    redis_server: RedisServer, own_postgres: PostgresServer
+) -> None:
+    database = open_database(own_postgres.url(), pool_size=4, statement_timeout_s=1.0)
 
-        async def path() -> None:
-            async with Replica(database, redis_server, ttl_s=0.4) as a:
-                await a.adapted()
-                await a.settled()
-                async with Replica(database, redis_server, ttl_s=0.4) as b:
-                    asked = users_read_from_the_database(b)
-                    await asyncio.sleep(0.45)
-                    assert (await b.scored()).standing == "adapted"
-                    assert asked == ["ada"]
-                    await b.settled()
-                    assert (await b.scored()).standing == "adapted"
-                    assert asked == ["ada"]  # the read was shared, and is young again
-                postgres.kill()
-                async with Replica(database, redis_server, ttl_s=0.4) as newcomer:
-                    await asyncio.sleep(0.45)
-                    # Never asked for ada before: only Redis knows her.
-                    assert (await newcomer.scored()).standing == "stale"
-                    with pytest.raises(Unavailable):
-                        await newcomer.scored(user="stranger")
-                async with Replica(database, redis_server, ttl_s=0.4, stale_limit_s=0.1) as strict:
-                    with pytest.raises(Unavailable):
-                        await strict.scored()
+    async def path() -> None:
+        async with Replica(database, redis_server, ttl_s=0.4) as a:
+            await a.adapted()
+            await a.settled()
+            async with Replica(database, redis_server, ttl_s=0.4) as b:
+                asked = users_read_from_the_database(b)
+                await asyncio.sleep(0.45)
+                assert (await b.scored()).standing == "adapted"
+                assert asked == ["ada"]
+                await b.settled()
+                assert (await b.scored()).standing == "adapted"
+                assert asked == ["ada"]  # the read was shared, and is young again
+            own_postgres.kill()
+            async with Replica(database, redis_server, ttl_s=0.4) as newcomer:
+                await asyncio.sleep(0.45)
+                # Never asked for ada before: only Redis knows her.
+                assert (await newcomer.scored()).standing == "stale"
+                with pytest.raises(Unavailable):
+                    await newcomer.scored(user="stranger")
+            async with Replica(database, redis_server, ttl_s=0.4, stale_limit_s=0.1) as strict:
+                with pytest.raises(Unavailable):
+                    await strict.scored()
 
-        run(path)
-        database.close()
-    finally:
-        postgres.close()
+    run(path)
+    database.close()
 
 
 def test_an_erased_user_is_gone_everywhere_and_may_come_back_new(redis_server: RedisServer, database: Database) -> None:
@@ -224,27 +219,23 @@ def test_a_slow_reader_does_not_bring_back_whom_it_read_before_the_erase(
     run(path)
 
 
-def test_a_tombstone_takes_a_remembered_user_out_though_the_database_is_silent(redis_server: RedisServer) -> None:
-    postgres = PostgresServer()
-    postgres.start()
-    try:
-        database = open_database(postgres.url(), pool_size=4, statement_timeout_s=1.0)
-        upgrade(database)
+def test_a_tombstone_takes_a_remembered_user_out_though_the_database_is_silent(
+    redis_server: RedisServer, own_postgres: PostgresServer
+) -> None:
+    database = open_database(own_postgres.url(), pool_size=4, statement_timeout_s=1.0)
 
-        async def path() -> None:
-            async with Replica(database, redis_server) as a, Replica(database, redis_server) as b:
-                await a.adapted()
-                await a.settled()
-                assert (await b.scored()).standing == "adapted"
-                await a.users.erase("t", "ada")
-                postgres.kill()
-                with pytest.raises(Unavailable):
-                    await b.scored()
+    async def path() -> None:
+        async with Replica(database, redis_server) as a, Replica(database, redis_server) as b:
+            await a.adapted()
+            await a.settled()
+            assert (await b.scored()).standing == "adapted"
+            await a.users.erase("t", "ada")
+            own_postgres.kill()
+            with pytest.raises(Unavailable):
+                await b.scored()
 
-        run(path)
-        database.close()
-    finally:
-        postgres.close()
+    run(path)
+    database.close()
 
 
 def test_replicas_of_different_checkpoints_share_no_states(redis_server: RedisServer, database: Database) -> None:
