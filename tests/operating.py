@@ -56,7 +56,9 @@ class ToyEngine:
         if self.failure is not None:
             raise self.failure
 
-    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[np.ndarray]]:
+    def submit(
+        self, texts: Sequence[Sequence[int]], *, scope: bytes = b"", deadline: float | None = None
+    ) -> list[Future[np.ndarray]]:
         if self.failure is not None:
             raise self.failure
         futures: list[Future[np.ndarray]] = []

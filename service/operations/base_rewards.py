@@ -71,6 +71,7 @@ class LookedUp:
         keys: The text_key of each.
         entries: What the caches know of each.
         missing: Indices of the texts that the engine must compute.
+        deadline: When the caller's request is given up, on the monotonic clock; None for never.
     """
 
     tenant_id: str
@@ -80,6 +81,7 @@ class LookedUp:
     keys: Sequence[bytes]
     entries: list[CachedBaseRewards | None]
     missing: Sequence[int]
+    deadline: float | None = None
 
 
 @dataclass(slots=True)
@@ -107,7 +109,9 @@ class BaseRewardReader:
         metrics: Metrics,
         shared: SharedBaseRewards | None = None,
         meter: TokenMeter | None = None,
+        timeout_s: float | None = None,
     ) -> None:
+        """`timeout_s` is how long a request may take: what the engine has not begun by then is not begun."""
         self._engine = engine
         self._renderer = renderer
         self._keys = keys
@@ -116,6 +120,7 @@ class BaseRewardReader:
         self._metrics = metrics
         self._shared = shared
         self._meter = meter
+        self._timeout_s = timeout_s
         self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
 
     @property
@@ -152,7 +157,8 @@ class BaseRewardReader:
             cache.attributes = {"texts": len(texts), "hits": len(texts) - len(missing)}
         if missing:
             self._require_room(len(missing))
-        return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing)
+        deadline = None if self._timeout_s is None else now + self._timeout_s
+        return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing, deadline)
 
     async def complete(self, looked_up: LookedUp) -> BaseRewards:
         """Base rewards of all texts; those that are missing come from the engine.
@@ -197,7 +203,7 @@ class BaseRewardReader:
         usage = _Usage()
         try:
             keys = [looked_up.keys[i] for i in looked_up.missing]
-            return await self._compute(looked_up.scope, keys, tokenised, usage)
+            return await self._compute(looked_up.scope, looked_up.deadline, keys, tokenised, usage)
         except MetarewardError as error:
             # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
             usage.taken = usage.answered
@@ -257,7 +263,12 @@ class BaseRewardReader:
         return tokenised
 
     async def _compute(
-        self, scope: str, keys: Sequence[bytes], texts: Sequence[TokenisedText], usage: _Usage
+        self,
+        scope: str,
+        deadline: float | None,
+        keys: Sequence[bytes],
+        texts: Sequence[TokenisedText],
+        usage: _Usage,
     ) -> list[CachedBaseRewards]:
         now = time.monotonic()
 
@@ -270,7 +281,7 @@ class BaseRewardReader:
 
         def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
             submitted = [texts[wanted[j]].token_ids for j in indices]
-            futures = self._engine.submit(submitted)
+            futures = self._engine.submit(submitted, scope=self._keys.scope(scope), deadline=deadline)
             usage.taken += sum(map(len, submitted))
             return futures
 

@@ -47,8 +47,10 @@ class Classify:
         self._max_tokens = max_tokens
         self._max_text_bytes = max_text_bytes
 
-    async def ids(self, texts: Sequence[object], *, field: str = "input") -> Classified:
-        """Answer texts that come as token ids, as a client sent them.
+    async def ids(
+        self, texts: Sequence[object], *, field: str = "input", scope: bytes = b"", deadline: float | None = None
+    ) -> Classified:
+        """Answer texts that come as token ids, as a client sent them; `scope` and `deadline` as the engine takes them.
 
         Raises:
             InvalidInput: A text is no list of ids, is empty or too long, or holds an id beyond the vocabulary; or
@@ -69,9 +71,11 @@ class Classify:
                 checked.append(text)
         if issues:
             raise InvalidInput(issues)
-        return await self._compute(checked, field)
+        return await self._compute(checked, field, scope, deadline)
 
-    async def texts(self, texts: Sequence[str], *, add_special_tokens: bool) -> Classified:
+    async def texts(
+        self, texts: Sequence[str], *, add_special_tokens: bool, scope: bytes = b"", deadline: float | None = None
+    ) -> Classified:
         """Answer texts that a client rendered itself, tokenised as they are.
 
         Raises:
@@ -81,9 +85,11 @@ class Classify:
         self._check_bytes((f"input[{index}]", text) for index, text in enumerate(texts))
         self._engine.check_room(len(texts))
         tokenised = await asyncio.to_thread(self._tokenise, texts, add_special_tokens)
-        return await self.ids(tokenised)
+        return await self.ids(tokenised, scope=scope, deadline=deadline)
 
-    async def messages(self, messages: Sequence[Message]) -> Classified:
+    async def messages(
+        self, messages: Sequence[Message], *, scope: bytes = b"", deadline: float | None = None
+    ) -> Classified:
         """Answer one conversation whose last message is the completion, in the backbone's own template.
 
         Raises:
@@ -97,7 +103,7 @@ class Classify:
             )
         except UnrenderableText as error:
             raise InvalidInput.single("messages", str(error)) from error
-        return await self._compute([text.token_ids], "messages")
+        return await self._compute([text.token_ids], "messages", scope, deadline)
 
     def _check_number(self, texts: Sequence[object], field: str) -> None:
         if len(texts) > _MAX_TEXTS:
@@ -137,9 +143,10 @@ class Classify:
             return f"holds a token id outside 0 to {self._vocab_size - 1}; was it tokenised for another backbone?"
         return None
 
-    async def _compute(self, texts: Sequence[TokenIds], field: str) -> Classified:
+    async def _compute(self, texts: Sequence[TokenIds], field: str, scope: bytes, deadline: float | None) -> Classified:
         # A task that is cancelled takes its texts back: what did not reach the device never will.
-        answers = [asyncio.wrap_future(future) for future in self._engine.submit(texts)]
+        futures = self._engine.submit(texts, scope=scope, deadline=deadline)
+        answers = [asyncio.wrap_future(future) for future in futures]
         results = await asyncio.gather(*answers, return_exceptions=True)
         rows = []
         for index, result in enumerate(results):

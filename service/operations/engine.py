@@ -39,8 +39,15 @@ class Engine(Protocol):
         """
         ...
 
-    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[npt.NDArray[np.float64]]]:
+    def submit(
+        self, texts: Sequence[Sequence[int]], *, scope: bytes = b"", deadline: float | None = None
+    ) -> list[Future[npt.NDArray[np.float64]]]:
         """Accept all texts (token ids) or none; each future ends in base rewards [K] or an error of its own.
+
+        Args:
+            texts: One job: the engine is fair between jobs of a scope, and between scopes.
+            scope: Whose texts they are; texts of different scopes share neither computation nor a cache.
+            deadline: On the monotonic clock; a text that has not reached the device by then ends in `Unavailable`.
 
         Raises:
             Overloaded: The queue cannot take them; nothing was accepted.

@@ -46,6 +46,10 @@ class TextKeys:
         framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
         return hmac.digest(self._secret, framed, "sha256")
 
+    def scope(self, scope: str) -> bytes:
+        """What an engine is told of a scope (16 bytes, nothing for the one that all share): it learns no names."""
+        return hmac.digest(self._secret, b"scope\0" + scope.encode(), "sha256")[:16] if scope else b""
+
     def text(self, prompt_key: bytes, completion: str) -> bytes:
         """The key of one text (32 bytes)."""
         return hmac.digest(self._secret, prompt_key + completion.encode(), "sha256")

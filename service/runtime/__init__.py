@@ -145,6 +145,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         metrics=metrics,
         shared=None if redis is None else redis.base_rewards,
         meter=limits,
+        timeout_s=settings.request_timeout_s,
     )
     states = UserStates(
         repository=repository,

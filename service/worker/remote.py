@@ -111,7 +111,9 @@ class RemoteEngine:
         self._thread.start()
         self._fleet.tried.wait(patience_s)
 
-    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[BaseRewards]]:
+    def submit(
+        self, texts: Sequence[Sequence[int]], *, scope: bytes = b"", deadline: float | None = None
+    ) -> list[Future[BaseRewards]]:
         """Send texts (token ids) to workers: all of them, or none.
 
         Cancelling a future takes its text back; a request to a worker ends when all its texts were taken back.

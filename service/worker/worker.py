@@ -106,7 +106,9 @@ class Worker:
         """Start the thread. What was submitted before is answered first."""
         self._thread.start()
 
-    def submit(self, texts: Sequence[Sequence[int]]) -> list[Future[BaseRewards]]:
+    def submit(
+        self, texts: Sequence[Sequence[int]], *, scope: bytes = b"", deadline: float | None = None
+    ) -> list[Future[BaseRewards]]:
         """Queue texts (token ids): all of them, or none.
 
         Cancelling a future before its batch is formed keeps its text off the device. Callbacks of a future run on the

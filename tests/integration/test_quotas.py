@@ -141,13 +141,13 @@ class MoodyEngine(ToyEngine):
         self.keeps = False
         self.kept = asyncio.Event()
 
-    def submit(self, texts):
+    def submit(self, texts, **options):
         if self.refusal is not None:
             raise self.refusal
         if self.keeps:
             self.kept.set()
             return [Future() for _ in texts]
-        futures = super().submit(texts)
+        futures = super().submit(texts, **options)
         if self.answer is not None:
             futures[-1] = Future()
             futures[-1].set_exception(self.answer)
