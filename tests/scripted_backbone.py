@@ -32,6 +32,8 @@ class LetterRenderer:
 class ScriptedBackbone:
     """D = 3: a text's sum, its length and its last id. Records its batches, and waits where a test says so."""
 
+    shares_prefixes = False
+
     def __init__(self) -> None:
         self.spec = BackboneSpec(
             id="scripted",
@@ -54,7 +56,7 @@ class ScriptedBackbone:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         self.batches.append([tuple(token_ids) for token_ids in batch])
         self.entered.set()
         self.may_go_on.wait(30)

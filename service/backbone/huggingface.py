@@ -114,6 +114,8 @@ def load_chat_renderer(source: ModelSource, max_tokens: int | None) -> ChatTempl
 class HuggingFaceBackbone:
     """A decoder's last hidden states; see `service.backbone.protocol.Backbone`."""
 
+    shares_prefixes = False
+
     def __init__(self, name: str, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
         """Load it.
 
@@ -141,7 +143,7 @@ class HuggingFaceBackbone:
             model_type=str(config.model_type),
         )
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """As the protocol says: sorted by length, padded on the right in groups of like lengths."""
         import torch
 

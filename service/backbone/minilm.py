@@ -104,6 +104,8 @@ class _Layer:
 class MiniLM:
     """The encoder; see `service.backbone.protocol.Backbone`."""
 
+    shares_prefixes = False  # a token of an encoder depends on those behind it too
+
     def __init__(self, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
         import safetensors.torch
         import torch
@@ -141,7 +143,7 @@ class MiniLM:
             model_type=str(config["model_type"]),
         )
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """As the protocol says."""
         import torch
 

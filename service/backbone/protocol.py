@@ -142,12 +142,18 @@ class Backbone(Protocol):
     def vocab_size(self) -> int:
         """Token ids are 0 to this, exclusive; a device may not survive another one."""
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether texts of a batch that begin alike share the computation of what they have in common."""
+
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """Hidden states of a batch of texts, each equal to its own alone within the dtype's tolerance.
 
         Args:
             batch: B >= 1 texts as token ids, each of 1 to `spec.max_tokens` ids, in any order and of any lengths.
                 How they are sorted, padded or packed is the backbone's own business.
+            scopes: For each text whose it is: texts of different scopes share no computation and no cached keys and
+                values. None: all are of the scope b"".
 
         Returns:
             [B, D] float32 in the order of `batch`, on the backbone's device, without gradients.
