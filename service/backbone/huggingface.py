@@ -256,7 +256,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
     hub_level = hub_logger.level
     hub_logger.setLevel(logging.ERROR)  # what it says of retries, the one error says too
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             yield
     except Exception as error:  # of transformers, safetensors, tokenizers, the hub's client: no common root
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -272,7 +272,7 @@ def _explained(source: ModelSource) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Only its errors, and no progress bars where nobody watches. Does not import it: tokenizers go without."""
     if sys.modules.get("transformers") is None:
         yield

@@ -70,6 +70,8 @@ class ChatTemplateRenderer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         template = _with_fixed_clock(template)
+        # The Jinja source that is rendered: whoever renders with it elsewhere gets the same text.
+        self.chat_template = template
         try:
             self._template = compile_chat_template(template)
         except jinja2.TemplateSyntaxError as error:

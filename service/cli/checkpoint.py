@@ -1,4 +1,4 @@
-"""`metareward checkpoint show|verify|import`."""
+"""`metareward checkpoint show|verify|import|export-hf`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from service.checkpoints import BackboneIdentity, Golden
 
-app = typer.Typer(help="Look at a checkpoint, prove that it is whole, or import a published one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at a checkpoint, prove that it is whole, import a published one, or export it for other engines.",
+    no_args_is_help=True,
+)
 
 Directory = Annotated[Path, typer.Argument(help="Checkpoint directory; without one, the demo checkpoint.")]
 
@@ -129,6 +132,43 @@ def import_published(
     checkpoint.save(output)
     typer.echo(
         f"checkpoint {checkpoint.checkpoint_id} in {output}: K = {checkpoint.heads} heads from {heads.layers} layer(s)"
+    )
+
+
+@app.command(
+    "export-hf", epilog="Example: metareward checkpoint export-hf runs/skywork runs/skywork-hf --dtype bfloat16"
+)
+def export_to_hugging_face(
+    directory: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; must not exist, or be empty.")],
+    backbone: Annotated[
+        str, typer.Option(help="The checkpoint's backbone, where it lies elsewhere than in training.")
+    ] = "",
+    dtype: Annotated[
+        str, typer.Option(help="What to store the backbone in: float32, bfloat16, or auto: what it is stored in now.")
+    ] = "auto",
+) -> None:
+    """Write a checkpoint as a Hugging Face sequence classifier with K labels, for vLLM or plain transformers.
+
+    The labels are base rewards without biases; the REST layer adds those. Takes a Hugging Face id, a directory of
+    safetensors or a .gguf file as backbone; not minilm, which is no causal decoder.
+    """
+    from service.checkpoints import load_checkpoint
+    from service.errors import InvalidInput
+    from service.training.export_hf import EXPORT_DTYPES, export_hf
+
+    if dtype not in EXPORT_DTYPES:
+        raise InvalidInput.single("--dtype", f"must be one of {', '.join(EXPORT_DTYPES)}")
+    export = export_hf(load_checkpoint(directory), output, backbone=backbone, dtype=dtype)
+    pad = "an id without a token" if export.pad.text is None else export.pad.text
+    typer.echo(
+        f"{output}: {export.architecture} with K = {export.heads} labels, {export.dtype}, {export.bytes / 1e9:.2f} GB "
+        f"in {export.files} file(s); pad token {pad} ({export.pad.id})\n"
+        f"heads_id {export.heads_id}\n\n"
+        "Serve it with vLLM, on a private network (--api-key does not guard /classify):\n\n"
+        f"  {export.serve_command}\n\n"
+        "and give that to the REST layer:\n\n"
+        f"  ENGINE_URL=http://127.0.0.1:8100 metareward serve --checkpoint {directory}"
     )
 
 
