@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +17,67 @@ _SHORTEST_SPELL_S: Final = 0.05
 # Below this, sharing a request among workers costs more in round trips than it saves.
 _SMALLEST_SHARE_TOKENS: Final = 1024
 _MAX_TEXTS: Final = 512
+# Prefixes are compared block by block: of so many tokens, and no further than so many blocks.
+_BLOCK_TOKENS: Final = 32
+_MAX_BLOCKS: Final = 128
+# A worker forgets prefixes too; 16,384 blocks are half a million tokens.
+_REMEMBERED_BLOCKS: Final = 16_384
+# A token that a worker has computed already outweighs so many in its queue: it costs the others of its batch nothing.
+_WORTH_OF_A_KNOWN_TOKEN: Final = 4
+
+
+def prefix_blocks(token_ids: Sequence[int], scope: bytes) -> tuple[int, ...]:
+    """A hash for each block of a text and all that is before it: equal where texts of one scope begin alike."""
+    data = array("i", token_ids[: _MAX_BLOCKS * _BLOCK_TOKENS])
+    size = data.itemsize * _BLOCK_TOKENS
+    ids = data.tobytes()
+    blocks = []
+    before = hash(scope)
+    for end in range(size, len(ids) + 1, size):
+        before = hash((before, ids[end - size : end]))
+        blocks.append(before)
+    return tuple(blocks)
+
+
+def belong_together(blocks: Sequence[int], other_blocks: Sequence[int]) -> bool:
+    """Whether two texts share a quarter of the shorter one: completions of one prompt do."""
+    quarter = -(-min(len(blocks), len(other_blocks)) // 4)
+    return quarter > 0 and blocks[quarter - 1] == other_blocks[quarter - 1]
+
+
+class RecentPrefixes:
+    """What a worker was sent lately, as `prefix_blocks`; bounded, the oldest go first."""
+
+    __slots__ = ("_blocks", "_max_blocks")
+
+    def __init__(self, max_blocks: int = _REMEMBERED_BLOCKS) -> None:
+        self._blocks: dict[int, None] = {}
+        self._max_blocks = max_blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def note(self, blocks: Sequence[int]) -> None:
+        """A text with these blocks was sent."""
+        # Deepest first: a prefix is of use without its end, never the other way round.
+        for block in reversed(blocks):
+            self._blocks.pop(block, None)
+            self._blocks[block] = None
+        while len(self._blocks) > self._max_blocks:
+            del self._blocks[next(iter(self._blocks))]
+
+    def known_tokens(self, blocks: Sequence[int]) -> int:
+        """Leading tokens that the worker has seen."""
+        known = 0
+        for block in blocks:
+            if block not in self._blocks:
+                break
+            known += 1
+        return known * _BLOCK_TOKENS
+
+    def forget(self) -> None:
+        """It may have been started anew."""
+        self._blocks.clear()
 
 
 @dataclass(slots=True)
@@ -30,6 +92,7 @@ class WorkerLoad:
         others_tokens: Tokens of other REST layers in its queue, when it last told.
         paused_until: It was overloaded, and takes nothing before this time.
         speed: What it does for us.
+        recent: How texts began that it was sent lately.
     """
 
     window_tokens: int
@@ -39,6 +102,7 @@ class WorkerLoad:
     others_tokens: int = 0
     paused_until: float = 0.0
     speed: Speed = field(default_factory=Speed)
+    recent: RecentPrefixes = field(default_factory=RecentPrefixes)
     _busy_since: float = 0.0
     _answered_tokens: int = 0
 
@@ -81,9 +145,17 @@ def window_tokens(max_batch_tokens: int) -> int:
     return _BATCHES_IN_FLIGHT * max_batch_tokens
 
 
-def least_loaded(loads: Iterable[tuple[str, WorkerLoad]]) -> str:
-    """The name of the worker with the fewest tokens ahead."""
-    return min(loads, key=lambda item: (item[1].tokens + item[1].others_tokens, item[1].requests))[0]
+def least_loaded(loads: Iterable[tuple[str, WorkerLoad]], blocks: Sequence[int] = ()) -> str:
+    """The name of the worker with the fewest tokens ahead, or of one that knows how the text begins.
+
+    It may have more ahead, in proportion to what it knows: beyond that another one computes the prefix again, and
+    from then on knows it too.
+    """
+
+    def burden(load: WorkerLoad) -> int:
+        return load.tokens + load.others_tokens - _WORTH_OF_A_KNOWN_TOKEN * load.recent.known_tokens(blocks)
+
+    return min(loads, key=lambda item: (burden(item[1]), item[1].requests))[0]
 
 
 def share_tokens(pending_tokens: int, free_workers: int, max_batch_tokens: int) -> int:

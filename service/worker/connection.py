@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 
-from service.backbone.protocol import Dtype
 from service.errors import ConfigurationError
 from service.observability.tracing import propagation_headers
 from service.worker import wire
-from service.worker.selfcheck import SelfCheck, self_check
+from service.worker.selfcheck import GoldenRecord, SelfCheck, judge, questions
 from service.worker.wire import WorkerFailed
 
 _CONNECT_TIMEOUT_S: Final = 2.0
 # Shorter than uvicorn's, ours and vLLM's: a connection that the other side is just closing is never picked up.
 _KEEP_IDLE_S: Final = 2.0
 _PROBE_TIMEOUT_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GoldenRecord:
-    """What every worker must answer before it serves.
-
-    Attributes:
-        texts: Golden texts as token ids.
-        recorded_GK: Their recorded A h (without b), or None.
-        recorded_dtype: What the record was computed in.
-        dtype: What a worker computes in that does not say.
-    """
-
-    texts: Sequence[Sequence[int]]
-    recorded_GK: npt.NDArray[np.float64] | None
-    recorded_dtype: Dtype
-    dtype: Dtype
 
 
 class Connection:
@@ -57,14 +38,22 @@ class Connection:
         self._probe_timeout_s = min(timeout_s, _PROBE_TIMEOUT_S)
         self.queued_tokens: int | None = None
 
-    async def classify(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    async def classify(
+        self, texts: Sequence[Sequence[int]], *, scope: bytes = b"", timeout_s: float | None = None
+    ) -> npt.NDArray[np.float64]:
         """A h of each text [B, K].
+
+        Args:
+            texts: Token ids, all of one `scope`.
+            scope: Whose they are: the worker shares nothing between scopes.
+            timeout_s: After which nobody wants the answer; the worker is told, and begins nothing any more.
 
         Raises:
             WorkerFailed, WorkerBusy, TextsRefused: As `wire.read_classify`; no answer at all is a `WorkerFailed`.
         """
-        body = wire.classify_body(self._model, texts)
-        status, headers, content = await self._ask("POST", wire.CLASSIFY_PATH, body)
+        body = wire.classify_body(self._model, texts, scope)
+        extra = {} if timeout_s is None else wire.timeout_header(timeout_s)
+        status, headers, content = await self._ask("POST", wire.CLASSIFY_PATH, body, extra)
         return wire.read_classify(status, headers, content, model=self._model, texts=len(texts), heads=self._heads)
 
     async def probe(self) -> wire.ServedModel:
@@ -76,36 +65,34 @@ class Connection:
         status, headers, content = await self._ask("GET", wire.MODELS_PATH, timeout_s=self._probe_timeout_s)
         return wire.read_models(status, headers, content, model=self._model)
 
-    async def check(self, golden: GoldenRecord) -> SelfCheck:
-        """Let it score the golden texts, together and one by one.
+    async def check(self, golden: GoldenRecord, *, thorough: bool = True) -> SelfCheck:
+        """Let it score the golden texts, in company and one by one. What to do where it fails is up to the caller.
 
         Raises:
-            WorkerFailed: It does not serve this model, or scores the golden texts differently.
+            WorkerFailed: It does not serve this model, or does not answer golden texts.
             WorkerBusy: It has no time for them.
         """
         served = await self.probe()
         try:
-            answers = [await self.classify(golden.texts), *[await self.classify([text]) for text in golden.texts]]
+            answers = [
+                await self.classify(question.texts, scope=question.scope)
+                for question in questions(golden, thorough=thorough)
+            ]
         except wire.TextsRefused as error:
             raise WorkerFailed("golden", f"it does not answer golden texts: {error.message}") from error
-        given = iter(answers)
-        result = self_check(
-            lambda _: next(given),
-            golden.texts,
-            dtype=served.dtype or golden.dtype,
-            recorded_GK=golden.recorded_GK,
-            recorded_dtype=golden.recorded_dtype,
-        )
-        if not result.passed:
-            raise WorkerFailed("golden", f"it scores golden texts differently: {result}")
-        return result
+        return judge(golden, answers, dtype=served.dtype, thorough=thorough)
 
     async def close(self) -> None:
         """Let its connections go."""
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        extra: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
         try:
             response = await self._client.request(
@@ -113,7 +100,11 @@ class Connection:
                 path,
                 content=body,
                 # Texts of several requests may travel together; the one that set them off is named.
-                headers=propagation_headers() | ({} if body is None else {"content-type": "application/json"}),
+                headers={
+                    **propagation_headers(),
+                    **({} if body is None else {"content-type": "application/json"}),
+                    **(extra or {}),
+                },
                 timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
             )
         except httpx.ConnectTimeout as error:

@@ -2,8 +2,8 @@
 
 What it promises is what the worker in this process promises: every accepted text gets exactly one answer, and a text
 that fails, fails alone. A worker serves only after it has scored the golden texts as recorded; one that fails is taken
-out at once, and what it held is sent to another. The policy is in `balance` and `wire`; here are the thread, its event
-loop and the book-keeping.
+out at once, and what it held is sent to another. The policy is in `balance`, `waiting` and `wire`; here are the thread,
+its event loop and the book-keeping.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -25,17 +24,21 @@ from service.errors import EngineError, MetarewardError, Overloaded, Unavailable
 from service.observability.metrics import Metrics
 from service.worker import balance
 from service.worker.admission import Admission
-from service.worker.connection import Connection, GoldenRecord
+from service.worker.connection import Connection
 from service.worker.fleet import Fleet
 from service.worker.messages import BaseRewards
 from service.worker.remote_parts import Flight, RemoteText, RemoteWorker
-from service.worker.wire import TextsRefused, WorkerBusy, WorkerFailed
+from service.worker.selfcheck import GoldenRecord, Verdict
+from service.worker.waiting import Waiting
+from service.worker.wire import OutOfTime, TextsRefused, WorkerBusy, WorkerFailed
 
 _log = logging.getLogger(__name__)
 
 # Two workers that refuse a text alone are no accident; nor is one whose senders lose four workers.
 _MAX_REFUSALS: Final = 2
 _MAX_LOSSES: Final = 4
+# A worker that says that time is up may be so far ahead of this clock.
+_CLOCKS_DIFFER_S: Final = 0.05
 
 
 class RemoteEngine:
@@ -83,7 +86,7 @@ class RemoteEngine:
         self._accepting = True
         # What follows belongs to the loop.
         self._loop = uvloop.new_event_loop()
-        self._pending: deque[RemoteText] = deque()
+        self._waiting = Waiting(max_batch_tokens)
         self._open: set[RemoteText] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="metareward-engine", daemon=True)
@@ -118,6 +121,11 @@ class RemoteEngine:
 
         Cancelling a future takes its text back; a request to a worker ends when all its texts were taken back.
 
+        Args:
+            texts: One job: jobs take turns.
+            scope: Whose texts they are. Workers share neither computation nor caches between scopes.
+            deadline: On the monotonic clock, and no later than `timeout_s` from now: workers are told.
+
         Returns:
             For each text a future of its base rewards [K] float64. It may end in `EngineError` (two workers failed on
             this text), `Overloaded` (no worker has time for it) or `Unavailable` (none is left, or none was in time).
@@ -128,7 +136,9 @@ class RemoteEngine:
         """
         tokens = sum(map(len, texts))
         self.check_room(tokens)
-        accepted = [RemoteText(token_ids) for token_ids in texts]
+        latest = time.monotonic() + self._timeout_s
+        latest = latest if deadline is None else min(latest, deadline)
+        accepted = [RemoteText(token_ids, scope, latest) for token_ids in texts]
         for text in accepted:
             text.answer.add_done_callback(lambda answer, text=text: self._note_departure(answer, text))  # type: ignore[misc]
         with self._lock:
@@ -145,6 +155,17 @@ class RemoteEngine:
         """
         with self._lock:
             self._require_room(tokens)
+
+    def self_check(self, timeout_s: float) -> Future[list[Verdict]]:
+        """Let every worker score the golden texts; see `Fleet.check`.
+
+        Raises:
+            Unavailable: The engine is stopping.
+        """
+        with self._lock:
+            if not self._accepting:
+                raise Unavailable("the engine is stopping")
+            return asyncio.run_coroutine_threadsafe(self._fleet.check(timeout_s), self._loop)
 
     def close(self, timeout_s: float) -> None:
         """Take no more work, wait `timeout_s` for what was accepted, and end the thread."""
@@ -214,9 +235,18 @@ class RemoteEngine:
         return task
 
     def _take(self, texts: list[RemoteText]) -> None:
+        if not texts:
+            return
         self._open.update(texts)
-        self._pending.extend(texts)
-        deadline = self._loop.call_later(self._timeout_s, self._expire, texts)
+        left_s = texts[0].deadline - time.monotonic()
+        if left_s <= 0:
+            self._expire(texts)
+            return
+        if len(self._fleet.workers) > 1:
+            for text in texts:
+                text.blocks = balance.prefix_blocks(text.token_ids, text.scope)
+        self._waiting.add(texts)
+        deadline = self._loop.call_later(left_s, self._expire, texts)
         left = len(texts)
 
         def settled() -> None:
@@ -231,45 +261,31 @@ class RemoteEngine:
 
     def _pump(self) -> None:
         """Send what waits to who has room."""
-        while self._pending:
-            if self._pending[0].settled:
-                self._pending.popleft()
-                continue
+        while (head := self._waiting.head()) is not None:
             now = time.monotonic()
             up = self._fleet.up()
             awake = [worker for worker in up if worker.load.paused_until <= now]
             if not awake:
                 pause_s = min((worker.load.paused_until - now for worker in up), default=0.0)
                 error = _busy(pause_s) if up else self._nobody()
-                while self._pending:
-                    self._settle(self._pending.popleft(), error)
+                for text in self._waiting.take_all():
+                    self._settle(text, error)
                 return
             # A worker that refused it is not asked again because the others are full: it may be the one at fault.
-            fit = [worker for worker in awake if worker.name not in self._pending[0].avoid] or awake
+            fit = [worker for worker in awake if worker.name not in head.avoid] or awake
             free = [worker for worker in fit if worker.load.has_room()]
             if not free:
                 return  # an answer will come, and come back here
-            name = balance.least_loaded((worker.name, worker.load) for worker in free)
-            self._launch(self._fleet.workers[name], self._next_texts(len(free)))
-
-    def _next_texts(self, free_workers: int) -> list[RemoteText]:
-        in_flight = sum(worker.load.tokens for worker in self._fleet.workers.values())
-        limit = balance.share_tokens(self._tokens - in_flight, free_workers, self._max_batch_tokens)
-        texts: list[RemoteText] = []
-        tokens = 0
-        while self._pending and balance.fits(tokens, len(texts), self._pending[0].tokens, limit):
-            if texts and (self._pending[0].alone or texts[0].alone):
-                break
-            text = self._pending.popleft()
-            if not text.settled:
-                texts.append(text)
-                tokens += text.tokens
-        return texts
+            name = balance.least_loaded(((worker.name, worker.load) for worker in free), head.blocks)
+            in_flight = sum(worker.load.tokens for worker in self._fleet.workers.values())
+            limit = balance.share_tokens(self._tokens - in_flight, len(free), self._max_batch_tokens)
+            self._launch(self._fleet.workers[name], self._waiting.take(limit))
 
     def _launch(self, worker: RemoteWorker, texts: list[RemoteText]) -> None:
         flight = Flight(worker, texts, time.monotonic())
         for text in texts:
             text.flight = flight
+            worker.load.recent.note(text.blocks)
         worker.flights.add(flight)
         worker.load.sent(flight.tokens, flight.sent_at)
         self._fleet.show(worker)
@@ -280,7 +296,11 @@ class RemoteEngine:
     async def _fly(self, flight: Flight) -> None:
         worker = flight.worker
         try:
-            rewards_BK = await worker.ask([text.token_ids for text in flight.texts])
+            rewards_BK = await worker.ask(
+                [text.token_ids for text in flight.texts],
+                scope=flight.texts[0].scope,
+                timeout_s=flight.deadline - time.monotonic(),
+            )
             flight.answered = True
             rewards_BK += self._b_K
             for text, rewards_K in zip(flight.texts, rewards_BK, strict=True):
@@ -291,8 +311,12 @@ class RemoteEngine:
         except TextsRefused as refused:
             if refused.suspicious:
                 self._fleet.suspect(worker)
-            self._try_alone(flight, refused)
+            self._part(flight, refused)
         except WorkerFailed as failure:
+            if isinstance(failure, OutOfTime) and flight.deadline - time.monotonic() <= _CLOCKS_DIFFER_S:
+                for text in flight.texts:  # the worker did as it was told
+                    self._settle(text, _late())
+                return
             for text in flight.texts:
                 text.losses += failure.reached
             self._send_again(flight.texts)
@@ -313,35 +337,50 @@ class RemoteEngine:
         self._fleet.show(worker)
         self._pump()
 
-    def _try_alone(self, flight: Flight, refused: TextsRefused) -> None:
-        """One text of a request is at fault: each is asked for alone. A text that was alone asks somebody else."""
-        if len(flight.texts) > 1:
-            for text in flight.texts:
-                text.alone = True
-        else:
-            (text,) = flight.texts
+    def _part(self, flight: Flight, refused: TextsRefused) -> None:
+        """A text of a request is at fault. The one that is named goes on alone; if none is, each half goes alone.
+
+        So the faulty one of n is found in about 2 log n requests, and the others are answered on the way.
+        """
+        texts = flight.texts
+        faulty = [text for i, text in enumerate(texts) if i in refused.named] or (texts if len(texts) == 1 else [])
+        for text in faulty:
             text.refusals += 1
-            text.alone = True
+            text.part = object()
             text.avoid.add(flight.worker.name)
             if text.refusals >= _MAX_REFUSALS:
                 self._settle(text, EngineError(f"the engine failed on this text ({refused.message})"))
-        self._send_again(flight.texts)
+        if faulty:
+            others = [text for i, text in enumerate(texts) if i not in refused.named] if len(texts) > 1 else []
+            self._send_again([*others, *faulty])
+            return
+        middle = len(texts) // 2
+        for half in (texts[middle:], texts[:middle]):
+            part = object()
+            for text in half:
+                text.part = part
+                text.avoid.add(flight.worker.name)  # it may be the one at fault
+            self._send_again(half)
 
     def _send_again(self, texts: Sequence[RemoteText]) -> None:
         """Put texts that are not answered before all others."""
         again = [text for text in texts if not text.settled]
-        for text in reversed(again):
+        parts: dict[object, list[RemoteText]] = {}
+        for text in again:
             text.flight = None
             if text.losses >= _MAX_LOSSES:
                 self._settle(text, EngineError("every worker that was sent this text was lost"))
                 continue
-            # Where it is a text that takes workers down, the others get out of its way.
-            text.alone = text.alone or text.losses > 1
-            self._pending.appendleft(text)
+            if text.losses > 1:
+                text.part = text  # where it is this one that takes workers down, it takes no other text along
+            parts.setdefault(text.part, []).append(text)
+        for part in reversed(parts.values()):
+            self._waiting.put_back(part)
         self._metrics.engine_retries.inc(len(again))
 
     def _lose(self, worker: RemoteWorker, hangs: bool) -> None:
         """A worker was taken out. One that only refuses what is new may still answer what it holds: it drains, say."""
+        worker.load.recent.forget()
         if hangs:
             for flight in list(worker.flights):
                 if flight.task is not asyncio.current_task():
@@ -357,7 +396,7 @@ class RemoteEngine:
             if not text.settled:
                 if text.flight is not None:
                     flights.add(text.flight)
-                self._settle(text, Unavailable(f"the engine did not answer within {self._timeout_s:g} s"))
+                self._settle(text, _late())
         for flight in flights:
             # One that had hardly begun, because it waited for others before, says nothing of its worker.
             if now - flight.sent_at >= self._timeout_s / 2:
@@ -389,6 +428,10 @@ class RemoteEngine:
                 text.answer.set_exception(answer)
             else:
                 text.answer.set_result(answer)
+
+
+def _late() -> Unavailable:
+    return Unavailable("the engine did not answer in time")
 
 
 def _busy(pause_s: float) -> Overloaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,10 +27,13 @@ class RemoteText:
 
     Attributes:
         token_ids: The text.
+        scope: Whose it is; a request holds texts of one scope.
+        deadline: When its caller gives up, on the monotonic clock.
+        blocks: How it begins, as `balance.prefix_blocks`; empty where that decides nothing.
         answer: Ends exactly once.
         settled: Whether it has.
-        alone: Whether it is to be asked for in a request of its own.
-        refusals: Workers that answered but refused it, alone.
+        part: One text of a request was at fault: this one travels with those of its part only.
+        refusals: Workers that answered but refused it, alone or by name.
         losses: Workers that were lost while they held it.
         avoid: Workers that refused it.
         flight: The request that it is in.
@@ -37,9 +41,12 @@ class RemoteText:
     """
 
     token_ids: Sequence[int]
+    scope: bytes = b""
+    deadline: float = math.inf
+    blocks: Sequence[int] = ()
     answer: Future[BaseRewards] = field(default_factory=Future)
     settled: bool = False
-    alone: bool = False
+    part: object | None = None
     refusals: int = 0
     losses: int = 0
     avoid: set[str] = field(default_factory=set)
@@ -82,11 +89,11 @@ class RemoteWorker:
     failures: int = 0
     next_attempt: float = 0.0
 
-    async def ask(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    async def ask(self, texts: Sequence[Sequence[int]], *, scope: bytes, timeout_s: float) -> npt.NDArray[np.float64]:
         """A h of texts; see `Connection.classify`."""
         if self.connection is None:
             raise RuntimeError(f"{self.name} is asked before it is connected. This is a bug.")
-        return await self.connection.classify(texts)
+        return await self.connection.classify(texts, scope=scope, timeout_s=timeout_s)
 
     def is_up(self) -> bool:
         """Whether it takes texts now."""
@@ -94,7 +101,7 @@ class RemoteWorker:
 
 
 class Flight:
-    """One request to one worker. `answered` once it was; `task` is the request itself."""
+    """One request to one worker, for texts of one scope. `answered` once it was; `task` is the request itself."""
 
     __slots__ = ("answered", "sent_at", "task", "texts", "tokens", "worker")
 
@@ -105,6 +112,11 @@ class Flight:
         self.sent_at = sent_at
         self.answered = False
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def deadline(self) -> float:
+        """When the last of those who wait for it gives up."""
+        return max(text.deadline for text in self.texts)
 
     def is_settled(self) -> bool:
         """Whether nobody waits for it any more."""

@@ -6,6 +6,8 @@ A worker of ours and a stock `vllm serve` of an exported checkpoint are told apa
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,9 +21,12 @@ from service.backbone.protocol import Dtype
 CLASSIFY_PATH: Final = "/classify"
 MODELS_PATH: Final = "/v1/models"
 QUEUED_TOKENS_HEADER: Final = "x-queued-tokens"
+TIMEOUT_HEADER: Final = "x-timeout-ms"
 OVERLOADED_TYPE: Final = "OverloadedError"
 UNAVAILABLE_TYPE: Final = "ServiceUnavailableError"
+TIMEOUT_TYPE: Final = "TimeoutError"
 _LONGEST_RETRY_AFTER_S: Final = 60.0
+_NAMED_TEXT: Final = re.compile(r"(?:^|; )input\[([0-9]{1,6})\]")
 
 Reason = Literal["connection", "timeout", "status", "model", "golden", "answer"]
 
@@ -46,6 +51,14 @@ class WorkerFailed(Exception):
         return self.message
 
 
+class OutOfTime(WorkerFailed):
+    """The worker did not finish in the time that it had: its own limit, or what the request gave it."""
+
+    def __init__(self) -> None:
+        super().__init__("timeout", "it does not answer in time")
+        self.args = ()
+
+
 class WorkerBusy(Exception):
     """The worker took nothing of this request and may take it after `retry_after_s`."""
 
@@ -59,12 +72,14 @@ class TextsRefused(Exception):
 
     Attributes:
         suspicious: Whether it may be the worker; asking it golden texts tells.
+        named: Indices of the texts that it says are at fault; empty where it does not say.
     """
 
-    def __init__(self, message: str, *, suspicious: bool) -> None:
-        super().__init__(message, suspicious)
+    def __init__(self, message: str, *, suspicious: bool, named: frozenset[int] = frozenset()) -> None:
+        super().__init__(message, suspicious, named)
         self.message = message
         self.suspicious = suspicious
+        self.named = named
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +89,20 @@ class ServedModel:
     dtype: Dtype | None
 
 
-def classify_body(model: str, texts: Sequence[Sequence[int]]) -> bytes:
-    """The body of `POST /classify` for texts as token ids."""
-    return orjson.dumps({"model": model, "input": texts, "use_activation": False})
+def classify_body(model: str, texts: Sequence[Sequence[int]], scope: bytes = b"") -> bytes:
+    """The body of `POST /classify` for texts of one scope as token ids.
+
+    vLLM keeps apart in its prefix cache what comes with different salts; of ours the salt is the scope.
+    """
+    body: dict[str, object] = {"model": model, "input": texts, "use_activation": False}
+    if scope:
+        body["cache_salt"] = scope.hex()
+    return orjson.dumps(body)
+
+
+def timeout_header(timeout_s: float) -> dict[str, str]:
+    """What tells a worker of ours how long its answer is waited for; rounded up, so that it never gives up first."""
+    return {TIMEOUT_HEADER: str(max(1, math.ceil(timeout_s * 1000)))}
 
 
 def read_classify(
@@ -85,7 +111,8 @@ def read_classify(
     """A h [texts, heads] from an answer to `POST /classify`.
 
     Raises:
-        WorkerFailed: Another model, another shape, no JSON, or a status that speaks against the worker.
+        WorkerFailed: Another model, another shape, no JSON, or a status that speaks against the worker. `OutOfTime`
+            where it says that time was up.
         WorkerBusy: It is overloaded.
         TextsRefused: 400, 413, 422 or 500, or numbers that are not finite.
     """
@@ -106,8 +133,10 @@ def read_classify(
         raise WorkerFailed("answer", "its answers are not of the shape that vLLM documents") from error
     if rewards_BK.shape != (texts, heads):
         raise WorkerFailed("answer", f"its answers have shape {list(rewards_BK.shape[1:])}; expected [{heads}]")
-    if not np.isfinite(rewards_BK).all():
-        raise TextsRefused("its numbers are not finite", suspicious=True)
+    finite_B = np.isfinite(rewards_BK).all(axis=1)
+    if not finite_B.all():
+        named = frozenset(np.flatnonzero(~finite_B).tolist())
+        raise TextsRefused("its numbers are not finite", suspicious=True, named=named)
     return rewards_BK
 
 
@@ -139,7 +168,9 @@ def _failure(status: int, headers: Mapping[str, str], content: bytes) -> WorkerF
     if status == 503 and kind is not None and kind != UNAVAILABLE_TYPE:
         return WorkerBusy(_retry_after(headers))
     if status in (400, 413, 422, 500):
-        return TextsRefused(f"the worker answers {status}", suspicious=status == 500)
+        return TextsRefused(f"the worker answers {status}", suspicious=status == 500, named=_named_texts(content))
+    if status == 504 and kind == TIMEOUT_TYPE:
+        return OutOfTime()
     if status == 404:
         return WorkerFailed("model", "it does not know this model, or has no /classify")
     if status == 401:
@@ -160,6 +191,15 @@ def _error_type(content: bytes) -> str | None:
         return str(error["type"])
     except (orjson.JSONDecodeError, TypeError, KeyError):
         return None
+
+
+def _named_texts(content: bytes) -> frozenset[int]:
+    """Indices of the texts that an error names, as ours does."""
+    try:
+        message = orjson.loads(content)["error"]["message"]
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return frozenset()
+    return frozenset(map(int, _NAMED_TEXT.findall(message))) if isinstance(message, str) else frozenset()
 
 
 def _object(content: bytes) -> dict[str, Any]:
