@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         SecretStr(""), description="Bearer key between the REST layer and its workers; 32 characters at least."
     )
     engine_timeout_s: Seconds = Field(30.0, description="Longest wait for a worker's answer.")
+    self_check_interval_s: Annotated[float, Field(ge=0)] = Field(
+        3600.0, description="How often a running engine scores golden texts; 0: at start and on demand only."
+    )
     worker_port: Port = Field(8100, description="Port of `metareward worker`; 0 picks a free one.")
     worker_metrics_port: Port | None = Field(9465, description="Port of its /metrics; empty turns it off.")
 

@@ -18,17 +18,25 @@ from service.api.worker_app import WorkerApp
 from service.observability.metrics import Metrics, WorkerMetrics
 from service.operations.classify import Classify
 from service.operations.lifecycle import Lifecycle
+from service.operations.self_check import SelfChecks, check_engine
 from service.runtime.worker import WorkerRuntime
-from service.worker.connection import Connection, GoldenRecord, worker_names
+from service.worker.connection import Connection, worker_names
 from service.worker.messages import BaseRewardHeads
 from service.worker.remote import RemoteEngine
+from service.worker.selfcheck import GoldenRecord, Verdict
 from service.worker.worker import Worker
 
 MODEL = "a" * 64
 A_KD = np.array([[1.0, 0.5, 0.25], [0.1, 0.2, 0.3]])
 BIASES_K = np.array([7.0, -7.0])
 GOLDEN = [(5, 6, 7), (1,), (9, 8), (300, 2, 2, 2), (50, 60), (11, 12, 13, 14, 15)]
+PACKING = [(5, 6, 9, 9, 4), (5, 6, 9, 8), (5, 6), (9, 8), (5,), (50, 60, 70, 80, 90)]
 TIMEOUT_S = 30.0
+
+
+def golden_record(heads_KD: np.ndarray = A_KD, packing: Sequence[Sequence[int]] = ()) -> GoldenRecord:
+    recorded_GK = np.array([heads_KD @ ScriptedBackbone.hidden(text).double().numpy() for text in GOLDEN])
+    return GoldenRecord(GOLDEN, recorded_GK, "float32", "float32", packing)
 
 
 def without_biases(token_ids: Sequence[int]) -> np.ndarray:
@@ -90,6 +98,7 @@ class LiveWorker:
             engine=self.worker,
             classify=classify,
             lifecycle=self.lifecycle,
+            self_checks=SelfChecks(self._check, self.metrics, rest_s=0.0),
             model=self.model,
             dtype="float32",
             max_tokens=self.backbone.spec.max_tokens,
@@ -108,6 +117,13 @@ class LiveWorker:
         self._thread.start()
         until(lambda: self._server is not None and self._server.started)
         return self
+
+    async def _check(self) -> list[Verdict]:
+        golden = golden_record(self.heads_KD, packing=PACKING)
+        verdict = await check_engine(
+            self.worker, golden, len(self.heads_KD), timeout_s=self.timeout_s, metrics=self.metrics
+        )
+        return [verdict]
 
     def stop(self) -> None:
         """Ends at once: connections are cut."""
@@ -185,9 +201,11 @@ def stock_answer(texts: Sequence[Sequence[int]], model: str = MODEL) -> dict[str
     return {"id": "classify-1", "object": "list", "created": 1, "model": model, "data": rows, "usage": usage}
 
 
-def remote_engine(*urls: str, key: str = "", timeout_s: float = 10.0, **limits: Any) -> RemoteEngine:
+def remote_engine(
+    *urls: str, key: str = "", timeout_s: float = 10.0, packing: Sequence[Sequence[int]] = (), **limits: Any
+) -> RemoteEngine:
     """A started engine over workers of the scripted backbone."""
-    golden = GoldenRecord(GOLDEN, np.array([without_biases(text) for text in GOLDEN]), "float32", "float32")
+    golden = golden_record(packing=packing)
     connect = {
         name: lambda url=url: Connection(url, key=key, model=MODEL, heads=2, timeout_s=timeout_s)
         for name, url in worker_names(urls).items()

@@ -27,6 +27,25 @@ _USER: Final[dict[str, Any]] = {
 }
 _TIMINGS_MS: Final = {"user": 0.01, "tokenise": 1.2, "engine": 31.0, "total": 32.4}
 
+SELF_CHECK: Final[dict[str, Any]] = {
+    "passed": True,
+    "workers": [
+        {
+            "worker": "here",
+            "status": "passed",
+            "detail": "float32: batched 3.6e-07 (at most 1e-03), neighbours 0.0e+00 (at most 1e-03), ...",
+            "dtype": "float32",
+            "comparisons": [
+                {"against": "batched", "difference": 3.6e-07, "tolerance": 0.001, "passed": True},
+                {"against": "neighbours", "difference": 0.0, "tolerance": 0.001, "passed": True},
+                {"against": "recorded", "difference": 4.1e-07, "tolerance": 0.001, "passed": True},
+            ],
+        }
+    ],
+    "seconds": 0.41,
+    "ended_at": 1767323045.5,
+}
+
 # By the name of the model.
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "AdaptResponse": {
@@ -54,6 +73,7 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
     },
     "LiveOut": {"live": True},
     "ReadyOut": {"ready": True, "degraded": []},
+    "SelfCheckOut": SELF_CHECK,
     "Problem": {
         "type": "urn:metareward:problem:invalid-input",
         "title": "Invalid input",

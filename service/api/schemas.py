@@ -298,6 +298,45 @@ class ReadyOut(BaseModel):
     degraded: list[str]
 
 
+class SelfCheckRequest(Strict):
+    """Nothing to choose: send {}."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
+
+class SelfCheckComparison(BaseModel):
+    """One figure, in units of a base reward's spread between the golden texts."""
+
+    against: Literal["batched", "neighbours", "recorded"] = Field(
+        description="batched: in company against alone; neighbours: in company of other texts against before; "
+        "recorded: alone against the checkpoint's record."
+    )
+    difference: float | None = Field(description="Root mean square; null: not finite.")
+    tolerance: float = Field(description="What rounding explains, in this dtype.")
+    passed: bool
+
+
+class SelfCheckWorker(BaseModel):
+    """What one worker answered."""
+
+    worker: str = Field(description="`here`, or a remote worker by host, port and path.")
+    status: Literal["passed", "failed", "unavailable"] = Field(
+        description="unavailable: down, too busy or too slow, which says nothing of its numbers."
+    )
+    detail: str
+    dtype: str | None
+    comparisons: list[SelfCheckComparison]
+
+
+class SelfCheckOut(BaseModel):
+    """Whether the engine gives the numbers that the checkpoint recorded."""
+
+    passed: bool = Field(description="Whether every worker did.")
+    workers: list[SelfCheckWorker]
+    seconds: float
+    ended_at: float = Field(description="In seconds since 1970.")
+
+
 class FieldProblem(BaseModel):
     """One thing wrong with the request."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from service.backbone.protocol import Message, Renderer
@@ -49,3 +50,28 @@ def golden_texts_id() -> str:
 def golden_token_ids(renderer: Renderer) -> list[tuple[int, ...]]:
     """The golden texts as this backbone reads them, in order; shortened where its limit asks for it."""
     return [renderer.tokenise(messages, completion, truncate=True).token_ids for messages, completion in GOLDEN_TEXTS]
+
+
+def packing_token_ids(renderer: Renderer) -> list[tuple[int, ...]]:
+    """Texts that overlap with the golden ones, and with each other, in every way that packing has to get right.
+
+    No record holds them: their answers in company are compared with their answers alone. One prompt has several
+    completions, two of which begin alike; a conversation goes on; one text is the beginning of another, cut in its
+    completion and in its prompt; one comes twice; one is a single token.
+    """
+
+    def tokens(messages: Sequence[Message], completion: str) -> tuple[int, ...]:
+        return renderer.tokenise(messages, completion, truncate=True).token_ids
+
+    (tides, moon), (basil, watering), (monad, short), (_, primes) = (GOLDEN_TEXTS[index] for index in (0, 1, 2, 4))
+    whole = tokens(basil, watering)
+    return [
+        tokens(tides, primes),
+        tokens(tides, f"{moon[:-1]}, and a little the sun."),
+        tokens(tides, short),
+        tokens(tides, moon),
+        tokens(monad[:1], monad[1]["content"]),
+        whole[: max(1, 3 * len(whole) // 4)],
+        whole[: max(1, len(whole) // 3)],
+        whole[:1],
+    ]

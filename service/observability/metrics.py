@@ -106,8 +106,18 @@ class WorkerMetrics(_Family):
         self.self_check_difference = self._gauge(
             "selfcheck_difference",
             "How far golden texts were off at the last self-check, in units of a base reward's spread: a batch "
-            "against one by one, and against what the checkpoint recorded.",
-            {"against": ("batched", "recorded")},
+            "against one by one, a batch against one of other neighbours, and one by one against what the checkpoint "
+            "recorded.",
+            {"against": ("batched", "neighbours", "recorded")},
+        )
+        self.self_check_passed = self._gauge(
+            "selfcheck_passed", "1 unless the last self-check found the engine's numbers wrong."
+        )
+        self.self_checks = self._counter(
+            "selfchecks",
+            "Self-checks of a running engine, on demand or periodic, for each worker; unavailable: no verdict, it was "
+            "down, too busy or too slow.",
+            {"result": ("passed", "failed", "unavailable")},
         )
 
 
@@ -191,6 +201,11 @@ class Metrics(_Family):
             "engine_ejections",
             "Times a remote worker was taken out, by reason: connection, timeout, status, model, golden, answer.",
             {"worker": None, "reason": None},
+        )
+        self.engine_self_check_difference = self._gauge(
+            "engine_selfcheck_difference",
+            "The same as selfcheck_difference, of a remote worker as this process last checked it.",
+            {"worker": None, "against": None},
         )
         self.engine_retries = self._counter("engine_retries", "Texts sent again to another remote worker.")
         # Callers

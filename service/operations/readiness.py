@@ -13,6 +13,7 @@ from service.errors import MetarewardError
 from service.observability.metrics import Metrics
 from service.operations.engine import Engine
 from service.operations.lifecycle import Lifecycle
+from service.operations.self_check import SelfChecks
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class ReadinessCheck:
         lifecycle: Lifecycle,
         redis: Dependency | None = None,
         metrics: Metrics | None = None,
+        self_checks: SelfChecks | None = None,
         timeout_s: float = 2.0,
     ) -> None:
         self._engine = engine
@@ -55,6 +57,7 @@ class ReadinessCheck:
         self._lifecycle = lifecycle
         self._redis = redis
         self._metrics = metrics
+        self._self_checks = self_checks
         self._timeout_s = timeout_s
         # Of its own: where requests wait for a database that hangs, the question must not queue behind them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ready")
@@ -92,7 +95,12 @@ class ReadinessCheck:
         self._tell("engine", up=healthy)
         if self._engine.shared and not healthy:
             degraded.append("engine: no worker answers; texts that are not cached get 503")
-        return Readiness((healthy or self._engine.shared) and not self._lifecycle.draining, degraded)
+        # A remote worker that failed is taken out, and the others serve on.
+        failure = None if self._self_checks is None or self._engine.shared else self._self_checks.failure
+        if failure is not None:
+            degraded.append(f"engine: its self-check failed ({failure})")
+        own = self._engine.shared or (healthy and failure is None)
+        return Readiness(own and not self._lifecycle.draining, degraded)
 
     def _tell(self, dependency: str, *, up: bool) -> None:
         if self._metrics is not None:

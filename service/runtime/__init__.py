@@ -21,6 +21,7 @@ from service.operations.lifecycle import Lifecycle
 from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
+from service.operations.self_check import SelfChecks
 from service.operations.texts import Text, TextKeys
 from service.operations.user_states import UserStates
 from service.operations.users import Users
@@ -55,6 +56,7 @@ class Runtime:
     states: UserStates
     base_rewards: BaseRewardReader
     readiness: ReadinessCheck
+    self_checks: SelfChecks
     lifecycle: Lifecycle
     info: dict[str, Any]
     checkpoint_id: str
@@ -96,6 +98,7 @@ class Runtime:
 
     async def leave(self) -> None:
         """Let go of what lives on this event loop; before `close`."""
+        await self.self_checks.close()
         if self.redis is not None:
             await self.redis.close()
 
@@ -157,6 +160,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         shared=None if redis is None else redis.users,
     )
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
+    self_checks = SelfChecks(parts.check, metrics.worker, interval_s=settings.self_check_interval_s)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
     metrics.draining.set_function(lambda: lifecycle.draining)
     metrics.worker.queue_tokens.set_function(lambda: engine.queued_tokens)
@@ -183,7 +187,9 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
             lifecycle=lifecycle,
             redis=None if redis is None else redis.client,
             metrics=metrics,
+            self_checks=self_checks,
         ),
+        self_checks=self_checks,
         lifecycle=lifecycle,
         info=_info(settings, checkpoint, parts),
         checkpoint_id=checkpoint.checkpoint_id,

@@ -26,8 +26,8 @@ from service.settings import Settings, is_loopback
 from service.store import migrate
 from service.store.database import Database, open_database
 from service.store.keys import KeyRepository
-from service.worker.connection import Connection, GoldenRecord
-from service.worker.selfcheck import SelfCheck
+from service.worker.connection import Connection
+from service.worker.selfcheck import GoldenRecord, SelfCheck
 from service.worker.wire import WorkerBusy, WorkerFailed
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -239,7 +239,11 @@ def _workers(settings: Settings, checkpoint: Checkpoint) -> Iterator[Finding]:
     for url, connect in zip(settings.engine_urls, remote.connect.values(), strict=True):
         part = f"worker {url}"
         try:
-            yield Finding(part, "ok", f"self-check passed: {asyncio.run(_check(connect, remote.golden))}")
+            result = asyncio.run(_check(connect, remote.golden))
+            if result.passed:
+                yield Finding(part, "ok", f"self-check passed: {result}")
+            else:
+                yield Finding(part, "failed", f"it scores golden texts differently: {result}", _WORKER_FIXES["golden"])
         except WorkerBusy:
             yield Finding(part, "warning", "is too busy to score the golden texts", "ask again, or add workers")
         except WorkerFailed as failure:

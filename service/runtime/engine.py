@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.backbone.golden import golden_texts_id, golden_token_ids
+from service.backbone.golden import golden_texts_id, golden_token_ids, packing_token_ids
 from service.backbone.load import MINILM, load_backbone, load_renderer
 from service.backbone.protocol import Backbone, Dtype, Renderer
 from service.checkpoints import Checkpoint
-from service.errors import BackboneError, CheckpointError
+from service.errors import BackboneError, CheckpointError, EngineError
 from service.observability.metrics import Metrics, WorkerMetrics
 from service.operations.engine import Engine
+from service.operations.self_check import check_engine
 from service.runtime.engine_key import engine_key
 from service.settings import Settings
-from service.worker.connection import Connection, GoldenRecord, worker_names
+from service.worker.connection import Connection, worker_names
 from service.worker.messages import BaseRewardHeads
 from service.worker.remote import RemoteEngine
-from service.worker.selfcheck import SelfCheck, self_check
+from service.worker.selfcheck import GoldenRecord, Question, SelfCheck, Verdict, self_check, show
 from service.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -45,12 +47,14 @@ class EngineParts:
         engine: Token ids to base rewards.
         renderer: Texts to token ids.
         description: The backbone, for `/info`.
+        check: Lets the engine score the golden texts: one verdict for each worker.
         close: Finishes accepted work and lets the device go.
     """
 
     engine: Engine
     renderer: Renderer
     description: dict[str, Any]
+    check: Callable[[], Awaitable[Sequence[Verdict]]]
     close: Callable[[], None]
 
 
@@ -62,17 +66,33 @@ def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | N
     """
     if settings.engine_urls:
         return _open_remote(settings, checkpoint, metrics or Metrics())
-    backbone, worker = open_worker(settings, checkpoint, None if metrics is None else metrics.worker)
+    opened = open_worker(settings, checkpoint, None if metrics is None else metrics.worker)
+    backbone = opened.backbone
 
     def close() -> None:
-        worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
+        opened.worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
 
-    return EngineParts(worker, backbone.renderer, backbone.spec.as_json(), close)
+    return EngineParts(opened.worker, backbone.renderer, backbone.spec.as_json(), opened.check, close)
+
+
+@dataclass(frozen=True)
+class OpenWorker:
+    """A running worker of this process.
+
+    Attributes:
+        backbone: What it owns.
+        worker: It.
+        check: Lets it score the golden texts, in its queue.
+    """
+
+    backbone: Backbone
+    worker: Worker
+    check: Callable[[], Awaitable[Sequence[Verdict]]]
 
 
 def open_worker(
     settings: Settings, checkpoint: Checkpoint, metrics: WorkerMetrics | None, *, with_biases: bool = True
-) -> tuple[Backbone, Worker]:
+) -> OpenWorker:
     """The backbone of the settings, or else of the checkpoint, and a running worker that owns it.
 
     Raises:
@@ -94,7 +114,13 @@ def open_worker(
         metrics=metrics,
         with_biases=with_biases,
     )
-    return backbone, worker
+    golden = golden_record(checkpoint, backbone.renderer, backbone.spec.dtype, with_biases=with_biases)
+
+    async def check() -> list[Verdict]:
+        heads, timeout_s = checkpoint.heads, settings.engine_timeout_s
+        return [await check_engine(worker, golden, heads, timeout_s=timeout_s, metrics=metrics)]
+
+    return OpenWorker(backbone, worker, check)
 
 
 @dataclass(frozen=True)
@@ -125,16 +151,10 @@ def remote_parts(settings: Settings, checkpoint: Checkpoint) -> RemoteParts:
             f"checkpoint {checkpoint.name!r} was trained with another tokenizer or chat template of {wanted.id} than "
             f"{settings.backbone or wanted.id} has here; set BACKBONE to the one it was trained on"
         )
-    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
     # Of a worker that does not tell what it computes in: a CUDA device's default, which is the wider tolerance.
     unsaid: Dtype = "float32" if wanted.id == MINILM else "bfloat16"
     dtype: Dtype = unsaid if settings.dtype == "auto" else settings.dtype
-    golden = GoldenRecord(
-        texts=golden_token_ids(renderer),
-        recorded_GK=None if recorded_GK is None else recorded_GK - checkpoint.b_K,
-        recorded_dtype=recorded_dtype,
-        dtype=dtype,
-    )
+    golden = golden_record(checkpoint, renderer, dtype, with_biases=False)
     key = engine_key(settings)
     connect: dict[str, Callable[[], Connection]] = {
         name: functools.partial(
@@ -174,7 +194,11 @@ def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -
         "max_tokens": remote.renderer.max_tokens,
         "workers": len(remote.connect),
     }
-    return EngineParts(engine, remote.renderer, description, lambda: engine.close(settings.drain_timeout_s))
+
+    async def check() -> list[Verdict]:
+        return await asyncio.wrap_future(engine.self_check(settings.engine_timeout_s))
+
+    return EngineParts(engine, remote.renderer, description, check, lambda: engine.close(settings.drain_timeout_s))
 
 
 def start_worker(
@@ -204,10 +228,8 @@ def start_worker(
             batch as alone.
     """
     _require_fit(checkpoint, backbone)
-    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
+    golden = golden_record(checkpoint, backbone.renderer, backbone.spec.dtype, with_biases=with_biases)
     heads = BaseRewardHeads.of(checkpoint.A_KD, checkpoint.b_K if with_biases else np.zeros(checkpoint.heads))
-    if recorded_GK is not None and not with_biases:
-        recorded_GK = recorded_GK - checkpoint.b_K
     worker = Worker(
         backbone,
         heads,
@@ -218,24 +240,56 @@ def start_worker(
     )
     worker.start()
     try:
-        result = self_check(
-            worker.base_rewards,
-            golden_token_ids(backbone.renderer),
-            dtype=backbone.spec.dtype,
-            recorded_GK=recorded_GK,
-            recorded_dtype=recorded_dtype,
-        )
+        result = self_check(functools.partial(_score, worker, checkpoint.heads), golden, idle=True)
         if metrics is not None:
-            metrics.self_check_difference.labels("batched").set(result.batched_difference)
-            if result.recorded_difference is not None:
-                metrics.self_check_difference.labels("recorded").set(result.recorded_difference)
+            show(result, metrics.self_check_difference)
         if not result.passed:
-            raise BackboneError(f"the engine failed its self-check, so it would serve wrong rewards: {result}")
+            raise FailedSelfCheck(result)
         logger.info("self-check passed: %s", result)
     except BaseException:
         worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
         raise
     return worker, result
+
+
+class FailedSelfCheck(BackboneError):
+    """The engine would serve wrong rewards; `check` has the figures."""
+
+    def __init__(self, check: SelfCheck) -> None:
+        super().__init__(check)
+        self.check = check
+
+    def __str__(self) -> str:
+        return f"the engine failed its self-check, so it would serve wrong rewards: {self.check}"
+
+
+def _score(worker: Worker, heads: int, question: Question) -> npt.NDArray[np.float64]:
+    """Base rewards [N, K]; a text that the device fails on is a row of NaN, which no check passes."""
+    rows = []
+    for answer in worker.submit(question.texts, scope=question.scope):
+        try:
+            rows.append(answer.result())
+        except EngineError:
+            rows.append(np.full(heads, np.nan))
+    return np.stack(rows)
+
+
+def golden_record(checkpoint: Checkpoint, renderer: Renderer, dtype: Dtype, *, with_biases: bool) -> GoldenRecord:
+    """What an engine of this checkpoint must answer.
+
+    Args:
+        checkpoint: It recorded the golden texts, or did not.
+        renderer: Of its backbone.
+        dtype: What the engine computes in.
+        with_biases: Whether the engine answers A h + b or A h.
+
+    Raises:
+        CheckpointError: The record is of other golden texts.
+    """
+    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
+    if recorded_GK is not None and not with_biases:
+        recorded_GK = recorded_GK - checkpoint.b_K
+    return GoldenRecord(golden_token_ids(renderer), recorded_GK, recorded_dtype, dtype, packing_token_ids(renderer))
 
 
 def recorded_golden(checkpoint: Checkpoint) -> tuple[npt.NDArray[np.float64] | None, Dtype]:

@@ -10,6 +10,7 @@ from service.observability.metrics import WorkerMetrics
 from service.operations.classify import Classify
 from service.operations.engine import Engine
 from service.operations.lifecycle import Lifecycle
+from service.operations.self_check import SelfChecks
 from service.runtime.engine import open_worker
 from service.settings import Settings
 
@@ -22,6 +23,7 @@ class WorkerRuntime:
         engine: The worker; its heads have no biases.
         classify: The use case.
         lifecycle: What is in flight, and whether the process is about to end.
+        self_checks: Whether the engine still gives the recorded numbers.
         model: The heads_id, by which REST layer and worker know that they mean the same base rewards.
         dtype: What the backbone computes in.
         max_tokens: The longest text.
@@ -33,6 +35,7 @@ class WorkerRuntime:
     engine: Engine
     classify: Classify
     lifecycle: Lifecycle
+    self_checks: SelfChecks
     model: str
     dtype: str
     max_tokens: int
@@ -49,7 +52,8 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
     """
     checkpoint = load_checkpoint(settings.checkpoint)
     # A stock vLLM serves heads without biases, and this stands in its place.
-    backbone, worker = open_worker(settings, checkpoint, metrics, with_biases=False)
+    opened = open_worker(settings, checkpoint, metrics, with_biases=False)
+    backbone, worker = opened.backbone, opened.worker
     metrics.queue_tokens.set_function(lambda: worker.queued_tokens)
     metrics.healthy.set_function(lambda: worker.healthy)
 
@@ -66,6 +70,7 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
             max_text_bytes=2 * settings.max_text_bytes,  # a text holds a prompt and a completion
         ),
         lifecycle=Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes),
+        self_checks=SelfChecks(opened.check, metrics, interval_s=settings.self_check_interval_s),
         model=checkpoint.heads_id,
         dtype=backbone.spec.dtype,
         max_tokens=backbone.spec.max_tokens,

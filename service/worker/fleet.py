@@ -12,8 +12,9 @@ from typing import Final
 
 from service.observability.metrics import Metrics
 from service.worker.balance import WorkerLoad, backoff_s
-from service.worker.connection import Connection, GoldenRecord
+from service.worker.connection import Connection
 from service.worker.remote_parts import RemoteWorker
+from service.worker.selfcheck import GoldenRecord, SelfCheck, Verdict, show
 from service.worker.wire import WorkerBusy, WorkerFailed
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,14 @@ _PROBE_INTERVAL_S: Final = 1.0
 _RECHECK_INTERVAL_S: Final = 0.5
 # One that proves itself and then fails is let in again ever later, unless it served for so long.
 _STEADY_S: Final = 10.0
+
+
+class _WrongNumbersError(WorkerFailed):
+    """It answers golden texts, and differently; `check` has the figures."""
+
+    def __init__(self, check: SelfCheck) -> None:
+        super().__init__("golden", f"it scores golden texts differently: {check}")
+        self.check = check
 
 
 class Fleet:
@@ -110,17 +119,49 @@ class Fleet:
             if connection.queued_tokens == 0:
                 worker.load.paused_until = 0.0  # an empty queue takes anything, whatever was estimated before
         else:
-            result = await connection.check(self._golden)
+            # Who is let in proves that it packs texts rightly; who serves is suspected for a text, and asked little.
+            await self._prove(worker, connection, thorough=not worker.load.up)
             worker.suspicious = False
-            if not worker.load.up:
-                _log.info("engine worker %s serves: %s", worker.name, result)
-                worker.load.up = True
-                worker.load.paused_until = 0.0
-                worker.up_since = time.monotonic()
-                worker.last_failure = None
-                self.show(worker)
-                self._gained()
         worker.load.told(connection.queued_tokens)
+
+    async def check(self, timeout_s: float) -> list[Verdict]:
+        """Let every worker score the golden texts now. One that fails is taken out, one that passes is let in."""
+        return await asyncio.gather(*(self._verdict(worker, timeout_s) for worker in self.workers.values()))
+
+    async def _verdict(self, worker: RemoteWorker, timeout_s: float) -> Verdict:
+        try:
+            if worker.connection is None:
+                raise WorkerBusy(0.0)
+            async with asyncio.timeout(timeout_s):
+                result = await self._prove(worker, worker.connection, thorough=True)
+        except _WrongNumbersError as failure:
+            self.fail(worker, failure)
+            return Verdict.of(worker.name, failure.check)
+        except WorkerFailed as failure:
+            self.fail(worker, failure)
+            told_wrong = failure.reason in ("golden", "model", "answer")
+            return Verdict(worker.name, "failed" if told_wrong else "unavailable", str(failure))
+        except WorkerBusy:
+            return Verdict(worker.name, "unavailable", "it is too busy to score the golden texts")
+        except TimeoutError:
+            return Verdict(worker.name, "unavailable", f"not done within {timeout_s:g} s")
+        return Verdict.of(worker.name, result)
+
+    async def _prove(self, worker: RemoteWorker, connection: Connection, *, thorough: bool) -> SelfCheck:
+        """Score the golden texts; who passes is up."""
+        result = await connection.check(self._golden, thorough=thorough)
+        show(result, self._metrics.engine_self_check_difference, worker.name)
+        if not result.passed:
+            raise _WrongNumbersError(result)
+        if not worker.load.up:
+            _log.info("engine worker %s serves: %s", worker.name, result)
+            worker.load.up = True
+            worker.load.paused_until = 0.0
+            worker.up_since = time.monotonic()
+            worker.last_failure = None
+            self.show(worker)
+            self._gained()
+        return result
 
     async def _rest(self, worker: RemoteWorker) -> None:
         """Until it is time to look again; sooner where something happened to it."""

@@ -162,10 +162,22 @@ class RemoteEngine:
         Raises:
             Unavailable: The engine is stopping.
         """
+        verdicts: Future[list[Verdict]] = Future()
+        verdicts.set_running_or_notify_cancel()
+
+        async def check() -> None:
+            try:
+                verdicts.set_result(await self._fleet.check(timeout_s))
+            except BaseException as error:
+                stopped = Unavailable("the engine stopped before it was checked")
+                verdicts.set_exception(stopped if isinstance(error, asyncio.CancelledError) else error)
+                raise
+
         with self._lock:
             if not self._accepting:
                 raise Unavailable("the engine is stopping")
-            return asyncio.run_coroutine_threadsafe(self._fleet.check(timeout_s), self._loop)
+            self._loop.call_soon_threadsafe(lambda: self._spawn(check()))
+        return verdicts
 
     def close(self, timeout_s: float) -> None:
         """Take no more work, wait `timeout_s` for what was accepted, and end the thread."""
