@@ -38,9 +38,9 @@ class Tolerances:
 # the golden texts). Measured with 2 to 32 random heads on MiniLM, SmolLM2-135M, a random Llama and a random Qwen3.
 # batched: at most 1e-5 in float32 and 0.11 in bfloat16. neighbours, on an idle engine: 0.0, to the bit, in both.
 # recorded, bfloat16 against a float32 record: 0.02 to 0.31 (SmolLM2 the worst: its golden texts lie close together).
-# One text that reads eight tokens of another, or a doubled BOS, moves all texts by 0.13 to 2.8; one text of the six gone
-# wrong alone gives about 0.4. So float32 sees every mistake; bfloat16 sees texts that read others by `neighbours`, where
-# rounding cancels, and a wrong template or a wrong position where it is plain.
+# One text that reads eight tokens of another, or a doubled BOS, moves all texts by 0.13 to 2.8; one text of the six
+# gone wrong alone gives about 0.4. So float32 sees every mistake; bfloat16 sees texts that read others by `neighbours`,
+# where rounding cancels, and a wrong template or a wrong position where it is plain.
 TOLERANCES: Final[dict[Dtype, Tolerances]] = {
     "float32": Tolerances(batched=1e-3, neighbours=1e-4, recorded=1e-3),
     "bfloat16": Tolerances(batched=0.2, neighbours=1e-2, recorded=0.35),
