@@ -41,6 +41,7 @@ _ROUTES: Final = {
     "/openapi.json": "GET",
     "/v1/models": "GET",
     "/classify": "POST",
+    "/self-check": "POST",
 }
 _TYPES: Final = {
     400: "BadRequestError",
@@ -130,6 +131,12 @@ class WorkerApp:
                     departure.watch()
                     answer = await self._classify(bytes(body))
                 status = 200
+            elif path == "/self-check":
+                async with asyncio.timeout(self._timeout_s):
+                    await self._receive(headers, receive, body)
+                    departure.watch()
+                    answer = await self._self_check(bytes(body))
+                status = 200
             else:
                 status, answer = self._tell(path)
             departure.end()
@@ -157,8 +164,11 @@ class WorkerApp:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        checks = asyncio.create_task(self._runtime.self_checks.repeat())
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        checks.cancel()
+        await self._runtime.self_checks.close()
         await asyncio.to_thread(self._runtime.close)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -220,6 +230,15 @@ class WorkerApp:
             "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens, "completion_tokens": 0},
         }
 
+    async def _self_check(self, body: bytes) -> dict[str, Any]:
+        try:
+            asked = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            asked = None
+        if asked != {}:
+            raise _RefusedError(400, "there is nothing to choose; send {}")
+        return (await self._runtime.self_checks()).as_json()
+
     def _tell(self, path: str) -> tuple[int, dict[str, Any]]:
         runtime = self._runtime
         if path == "/live":
@@ -227,9 +246,14 @@ class WorkerApp:
         if path == "/openapi.json":
             return 200, worker_document()
         if path == "/ready":
-            draining, healthy = self._lifecycle.draining, runtime.engine.healthy
-            state = "draining" if draining else "ready" if healthy else "the device fails"
+            state = "ready" if runtime.engine.healthy else "the device fails"
+            if runtime.self_checks.failure is not None:
+                state = "the self-check failed"
+            if self._lifecycle.draining:
+                state = "draining"
             return 200 if state == "ready" else 503, {"status": state, "queued_tokens": runtime.engine.queued_tokens}
+        if runtime.self_checks.failure is not None:  # whoever looks after this worker takes it out
+            raise _RefusedError(503, f"the self-check failed: {runtime.self_checks.failure}", retry_after_s=1.0)
         model = {
             "id": runtime.model,
             "object": "model",

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service import __version__
+from service.api.examples import SELF_CHECK
+from service.api.schemas import SelfCheckOut, SelfCheckRequest
 
 _REF: Final = "#/components/schemas/"
 _SCHEME: Final = "engineKey"
@@ -134,7 +136,7 @@ class WorkerLive(BaseModel):
 class WorkerReady(BaseModel):
     """Whether to send it texts."""
 
-    status: Literal["ready", "draining", "the device fails"]
+    status: Literal["ready", "draining", "the device fails", "the self-check failed"]
     queued_tokens: int = Field(ge=0, description="Accepted and not yet answered.")
 
 
@@ -194,6 +196,8 @@ _EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             ],
         }
     ],
+    SelfCheckRequest: [{}],
+    SelfCheckOut: [SELF_CHECK],
     WorkerLive: [{"status": "live"}],
     WorkerReady: [{"status": "ready", "queued_tokens": 0}],
     WorkerError: [
@@ -221,6 +225,7 @@ def worker_document() -> dict[str, Any]:
         "info": {"title": "metareward worker", "description": _DESCRIPTION, "version": __version__},
         "paths": {
             "/classify": {"post": _classify()},
+            "/self-check": {"post": _self_check()},
             "/v1/models": {
                 "get": _operation("models", "What is served?", {200: ServedModels}, errors=(401, 421, 500, 503))
             },
@@ -238,6 +243,19 @@ def _classify() -> dict[str, Any]:
     operation = _operation("classify", "Base rewards of texts", {200: ClassifyAnswer}, errors=tuple(_STATUSES))
     options = [_ref(ClassifyTexts), _ref(ClassifyConversation)]
     operation["requestBody"] = {"required": True, "content": _json({"oneOf": options})}
+    return operation
+
+
+def _self_check() -> dict[str, Any]:
+    errors = (400, 401, 413, 415, 421, 500, 503, 504)
+    summary = "Does it give the recorded numbers?"
+    operation = _operation("self_check", summary, {200: SelfCheckOut}, errors)
+    operation["description"] = (
+        "The golden texts in company, one by one, and beside the checkpoint's record. It takes its turn in the queue; "
+        "calls at the same time, or within a second of its end, share one check. 200 whatever it finds; where it "
+        "fails, /ready and /v1/models answer 503 until a later check passes."
+    )
+    operation["requestBody"] = {"required": True, "content": _json(_ref(SelfCheckRequest))}
     return operation
 
 
