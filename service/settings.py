@@ -45,8 +45,18 @@ class Settings(BaseSettings):
     checkpoint: Path = Field(DEMO_CHECKPOINT, description="Checkpoint directory.")
     backbone: str = Field("", description="`minilm`, a hub id or a path; empty takes the one the checkpoint names.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA (MiniLM: float32), else float32."
+    dtype: Literal["auto", "float32", "bfloat16", "float8"] = Field(
+        "auto",
+        description="auto: bfloat16 on CUDA (MiniLM: float32), else float32. float8: CUDA of Hopper or newer only.",
+    )
+    executor: Literal["auto", "packed", "masked", "padded"] = Field(
+        "auto", description="How a decoder runs a batch; auto: packed where it can, as checked at start."
+    )
+    attention: Literal["auto", "path", "masked", "flex", "varlen", "paged"] = Field(
+        "auto", description="The packed executor's attention; auto: path on a CPU, the fastest measured on CUDA."
+    )
+    prefix_cache_mb: Annotated[int, Field(ge=0)] = Field(
+        512, description="MiB of device memory for keys and values of prompts seen before; 0 keeps none."
     )
     max_tokens: Count | None = Field(None, description="Longest text in tokens; empty: 4096 or the model's own limit.")
     max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from service.backbone.batches import check_batch, padded_groups
+from service.backbone.batches import check_batch
+from service.backbone.executors.choose import ExecutorOptions, choose_executor
 from service.backbone.fingerprint import fingerprint_gguf, fingerprint_safetensors
 from service.backbone.protocol import BackboneSpec, Dtype
 from service.backbone.templates import ChatTemplateRenderer
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS: Final = 4096
 _POOLING: Final = "last token of the rendered text, after the final norm"
 _HUB_TIMEOUT_S: Final = 3.0
-_MAX_PADDED_TOKENS: Final = 8192
-_MAX_PADDING: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +113,35 @@ def load_chat_renderer(source: ModelSource, max_tokens: int | None) -> ChatTempl
 class HuggingFaceBackbone:
     """A decoder's last hidden states; see `service.backbone.protocol.Backbone`."""
 
-    shares_prefixes = False
-
-    def __init__(self, name: str, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
-        """Load it.
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str,
+        dtype: Dtype,
+        max_tokens: int | None = None,
+        options: ExecutorOptions | None = None,
+    ) -> None:
+        """Load it, and find what runs it right and fast on this device.
 
         Raises:
-            BackboneError: Not found, no safetensors, no chat template, weights missing, or not a decoder.
+            BackboneError: Not found, no safetensors, no chat template, weights missing, not a decoder, or `options`
+                ask for what cannot run it.
         """
         import torch
 
         source = ModelSource.of(name)
         self.renderer = load_chat_renderer(source, max_tokens)
-        self._device = device
-        self._model = _load_decoder(source, device, getattr(torch, dtype))
-        self.vocab_size = int(self._model.get_input_embeddings().num_embeddings)
-        config = self._model.config
+        loaded: Any = None
+
+        def load() -> Any:
+            nonlocal loaded
+            loaded = _load_decoder(source, device, torch.bfloat16 if dtype == "float8" else getattr(torch, dtype))
+            return loaded
+
+        self.executor = choose_executor(load, device, dtype, options or ExecutorOptions())
+        self.vocab_size = int(loaded.get_input_embeddings().num_embeddings)
+        config = loaded.config
         self.spec = BackboneSpec(
             id=name,
             kind="huggingface",
@@ -143,36 +155,23 @@ class HuggingFaceBackbone:
             model_type=str(config.model_type),
         )
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a common prefix is computed once: where its executor packs."""
+        return self.executor.shares_prefixes
+
     def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
-        """As the protocol says: sorted by length, padded on the right in groups of like lengths."""
-        import torch
-
+        """As the protocol says, by the executor that was chosen."""
         check_batch(batch, self.spec.max_tokens)
-        lengths = [len(token_ids) for token_ids in batch]
-        hidden_BD = torch.empty(len(batch), self.spec.hidden_size, device=self._device)
-        with torch.inference_mode():
-            for group in padded_groups(lengths, max_padded_tokens=_MAX_PADDED_TOKENS, max_waste=_MAX_PADDING):
-                hidden_BD[group] = self._last_states([batch[index] for index in group])
-        return hidden_BD
+        return self.executor.forward(batch, scopes)
 
-    def _last_states(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def release_memory(self) -> None:
+        """Give back what can be computed again, and what the allocator holds for later."""
         import torch
 
-        lengths_B = torch.tensor([len(token_ids) for token_ids in texts])
-        width = int(lengths_B.max())
-        # The id under the padding does not matter: the mask hides it, and causal attention never looks to the right.
-        ids_BT = torch.tensor([[*token_ids, *([0] * (width - len(token_ids)))] for token_ids in texts])
-        mask_BT = torch.arange(width)[None, :] < lengths_B[:, None]
-        padded = bool((lengths_B < width).any())
-        output = self._model(
-            input_ids=ids_BT.to(self._device),
-            attention_mask=mask_BT.long().to(self._device) if padded else None,
-            use_cache=False,
-        )
-        last_B = (lengths_B - 1).to(self._device)
-        states_BTD = output.last_hidden_state
-        hidden_BD: torch.Tensor = states_BTD[torch.arange(len(texts), device=self._device), last_B].float()
-        return hidden_BD
+        self.executor.release_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _load_decoder(source: ModelSource, device: str, dtype: torch.dtype) -> Any:

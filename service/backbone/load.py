@@ -6,22 +6,32 @@ import os
 from importlib.util import find_spec
 from typing import Final, cast, get_args
 
+from service.backbone.executors.choose import ExecutorOptions
 from service.backbone.protocol import Backbone, Dtype, Renderer
 from service.errors import BackboneError
 
 MINILM: Final = "minilm"
 AUTO: Final = "auto"
+DEFAULT_OPTIONS: Final = ExecutorOptions(prefix_cache_bytes=512 << 20)
 
 
-def load_backbone(name: str, *, device: str = AUTO, dtype: str = AUTO, max_tokens: int | None = None) -> Backbone:
+def load_backbone(
+    name: str,
+    *,
+    device: str = AUTO,
+    dtype: str = AUTO,
+    max_tokens: int | None = None,
+    options: ExecutorOptions = DEFAULT_OPTIONS,
+) -> Backbone:
     """Load a backbone, ready to run.
 
     Args:
         name: ``minilm`` (the embedded default), a Hugging Face id, a model's directory, or a ``.gguf`` file.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: CUDA where there is one.
-        dtype: ``float32``, ``bfloat16``, or ``auto``: float32 on a CPU and for MiniLM, else bfloat16.
+        dtype: ``float32``, ``bfloat16``, ``float8``, or ``auto``: float32 on a CPU and for MiniLM, else bfloat16.
         max_tokens: The longest text, in tokens. None for the backbone's default (512 for MiniLM, else 4096);
             a backbone that reads fewer keeps its own limit, which `spec.max_tokens` tells.
+        options: How a decoder runs; MiniLM has one way only.
 
     Raises:
         BackboneError: Unknown device or dtype, or a model that cannot be loaded. The message says what to set.
@@ -37,7 +47,7 @@ def load_backbone(name: str, *, device: str = AUTO, dtype: str = AUTO, max_token
         return MiniLM(device=place, dtype=number, max_tokens=max_tokens)
     from service.backbone.huggingface import HuggingFaceBackbone
 
-    return HuggingFaceBackbone(name, device=place, dtype=number, max_tokens=max_tokens)
+    return HuggingFaceBackbone(name, device=place, dtype=number, max_tokens=max_tokens, options=options)
 
 
 def load_renderer(name: str, *, max_tokens: int | None = None) -> Renderer:
@@ -105,5 +115,17 @@ def _dtype(dtype: str, name: str, device: str) -> Dtype:
     if dtype == AUTO:
         return "float32" if name == MINILM or device == "cpu" else "bfloat16"
     if dtype not in get_args(Dtype):
-        raise BackboneError(f"dtype is {dtype!r}; set it to auto, float32 or bfloat16")
+        raise BackboneError(f"dtype is {dtype!r}; set it to auto, float32, bfloat16 or float8")
+    if dtype == "float8":
+        _require_float8(name, device)
     return cast(Dtype, dtype)
+
+
+def _require_float8(name: str, device: str) -> None:
+    import torch
+
+    if name == MINILM or device == "cpu" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise BackboneError(
+            "dtype float8 needs a decoder on a CUDA device with float8 products (Hopper, Ada or newer); "
+            "set DTYPE to bfloat16"
+        )

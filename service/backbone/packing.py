@@ -127,11 +127,15 @@ class PrefixTree:
         """Take the text into the batch; returns the tokens that it added."""
         key = encode(token_ids)
         added = len(token_ids) - self.shared_tokens(key, scope)
-        insort(self._keys.setdefault(scope, []), key)
+        self.insert(key, scope)
         return added
 
+    def insert(self, key: bytes, scope: bytes = b"") -> None:
+        """Take in a text by its `encode`d ids."""
+        insort(self._keys.setdefault(scope, []), key)
+
     def remove(self, key: bytes, scope: bytes = b"") -> None:
-        """Take out a text that was added, by its `encode`d ids."""
+        """Take out a text that was added or inserted, by its `encode`d ids."""
         keys = self._keys[scope]
         del keys[bisect_left(keys, key)]
         if not keys:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 BackboneKind = Literal["minilm", "huggingface"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float8"]
 
 
 class Message(TypedDict):
@@ -70,7 +70,8 @@ class BackboneSpec:
         template_id: Short hash of how a text becomes token ids; part of every text_key.
         hidden_size: D, the numbers in a hidden state.
         max_tokens: The longest text, in tokens, that it reads.
-        dtype: ``float32`` or ``bfloat16``, as it computes. Hidden states are returned in float32 in either case.
+        dtype: What it computes in; ``float8`` means its matrix products, on bfloat16 states. Hidden states are returned
+            in float32 in any case.
         device: Where it computes: ``cpu`` or ``cuda``.
         pooling: How token states become one hidden state, in words.
         model_type: The architecture's name in Hugging Face's words: ``llama``, ``qwen3``, ``bert``.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.backbone.executors.choose import ExecutorOptions
 from service.backbone.golden import golden_texts_id, golden_token_ids, packing_token_ids
 from service.backbone.load import MINILM, load_backbone, load_renderer
 from service.backbone.protocol import Backbone, Dtype, Renderer
@@ -104,6 +105,7 @@ def open_worker(
         device=settings.device,
         dtype=settings.dtype,
         max_tokens=settings.max_tokens,
+        options=ExecutorOptions(settings.executor, settings.attention, settings.prefix_cache_mb << 20),
     )
     worker, _ = start_worker(
         checkpoint,

@@ -1,0 +1,242 @@
+"""Attention over packed rows, in the forms that devices are fast at. All compute the same numbers.
+
+`prepare` sees a batch's runs once; what it returns is called for every layer. `MaskedAttention` is the reference: one
+product with an explicit mask. The others never look at a key that the mask would hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from service.backbone.executors.layout import Piece, Run, key_rows, pages_of, visible
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """One layer's keys and values [rows, key heads, head size]: of known prefixes, and of this batch."""
+
+    prefixes: Sequence[tuple[Tensor, Tensor]]
+    batch: tuple[Tensor, Tensor]
+
+    def gather(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the pieces, one behind the other; copied, so that they may outlive the batch."""
+        import torch
+
+        sources = [self.batch if piece.source < 0 else self.prefixes[piece.source] for piece in pieces]
+        keys = [source[0][piece.start : piece.stop] for source, piece in zip(sources, pieces, strict=True)]
+        values = [source[1][piece.start : piece.stop] for source, piece in zip(sources, pieces, strict=True)]
+        return torch.cat(keys), torch.cat(values)
+
+    def view(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """As `gather`, without a copy where there is one piece."""
+        if len(pieces) > 1:
+            return self.gather(pieces)
+        piece = pieces[0]
+        key, value = self.batch if piece.source < 0 else self.prefixes[piece.source]
+        return key[piece.start : piece.stop], value[piece.start : piece.stop]
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """All rows: those of the prefixes, then those of the batch."""
+        import torch
+
+        if not self.prefixes:
+            return self.batch
+        return (
+            torch.cat([*(key for key, _ in self.prefixes), self.batch[0]]),
+            torch.cat([*(value for _, value in self.prefixes), self.batch[1]]),
+        )
+
+
+Attend = Callable[["Tensor", KeyValues, float], "Tensor"]
+"""Queries [T, query heads, head size], keys and values, the scale of the scores; gives [T, query heads * head size]."""
+
+
+class Attention(Protocol):
+    """One form."""
+
+    @property
+    def name(self) -> str:
+        """What settings and logs call it."""
+        ...
+
+    def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
+        """What is the same in every layer.
+
+        Args:
+            runs: The queries, in the order of their rows, without gaps.
+            prefix_tokens: Tokens of each known prefix.
+            rows: Rows of keys and values that the batch computes.
+            device: Where it runs.
+        """
+        ...
+
+
+class MaskedAttention:
+    """One scaled_dot_product_attention with a boolean mask (True: sees). Takes time for every hidden pair too."""
+
+    name = "masked"
+
+    def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
+        """As the protocol says."""
+        import torch
+
+        known = sum(prefix_tokens)
+        queries = runs[-1].stop
+        mask = visible(runs, queries, _offsets(prefix_tokens), known, known + rows)
+        mask_1TS = torch.from_numpy(mask).to(device)[None, None]
+
+        def attend(query: Tensor, held: KeyValues, scale: float) -> Tensor:
+            key, value = held.joined()
+            return _sdpa(query, key, value, scale, mask=mask_1TS)
+
+        return attend
+
+
+class PathAttention:
+    """Run by run, each with the keys on its own path: what CPUs are fastest at."""
+
+    name = "path"
+
+    def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
+        """As the protocol says."""
+        import torch
+
+        @cache
+        def lower_right(queries: int, keys: int) -> torch.Tensor | None:
+            if queries == 1 or queries == keys:
+                return None
+            return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+        masks = [lower_right(run.queries, run.keys) for run in runs]
+
+        def attend(query: Tensor, held: KeyValues, scale: float) -> Tensor:
+            attended = query.new_empty(query.shape[0], query.shape[1] * query.shape[2])
+            for run, mask in zip(runs, masks, strict=True):
+                key, value = held.view(run.pieces)
+                attended[run.start : run.stop] = _sdpa(
+                    query[run.start : run.stop], key, value, scale, mask=mask, causal=run.queries == run.keys > 1
+                )
+            return attended
+
+        return attend
+
+
+class FlexAttention:
+    """torch's flex_attention with a BlockMask: hidden blocks cost nothing, nothing is copied. Compiled on CUDA."""
+
+    name = "flex"
+
+    def __init__(self) -> None:
+        self._compiled: Any = None
+
+    def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
+        """As the protocol says."""
+        import torch
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        known = sum(prefix_tokens)
+        queries, keys = runs[-1].stop, known + rows
+        mask = torch.from_numpy(visible(runs, queries, _offsets(prefix_tokens), known, keys)).to(device)
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return mask[query, key]
+
+        block_mask = create_block_mask(sees, None, None, queries, keys, device=device)
+        if device.type == "cuda" and self._compiled is None:
+            self._compiled = torch.compile(flex_attention, dynamic=True)
+        flex: Any = self._compiled or flex_attention
+
+        def attend(query: Tensor, held: KeyValues, scale: float) -> Tensor:
+            key, value = held.joined()
+            attended: Tensor = flex(
+                query.transpose(0, 1)[None],
+                key.transpose(0, 1)[None],
+                value.transpose(0, 1)[None],
+                block_mask=block_mask,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            return attended[0].transpose(0, 1).reshape(len(query), -1)
+
+        return attend
+
+
+class VarlenAttention:
+    """torch's variable-length flash attention (CUDA): every run with its own keys, gathered once a layer.
+
+    With a `page` runs share the pages that hold the same rows, as a paged key/value cache does (torch 2.12 or newer);
+    without, each has a copy of its own.
+    """
+
+    def __init__(self, page: int | None = None) -> None:
+        self.name = "varlen" if page is None else "paged"
+        self._page = page
+
+    def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
+        """As the protocol says."""
+        import torch
+        from torch.nn.attention.varlen import varlen_attn
+
+        offsets, known = _offsets(prefix_tokens), sum(prefix_tokens)
+        lengths = torch.tensor([run.keys for run in runs], dtype=torch.int32)
+        starts_q = torch.tensor([0, *(run.stop for run in runs)], dtype=torch.int32, device=device)
+        starts_k = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+        most_q, most_k = max(run.queries for run in runs), int(lengths.max())
+        more: dict[str, Any] = {}
+        if self._page is None:
+            index = torch.from_numpy(key_rows(runs, offsets, known)).to(device)
+        else:
+            pages, table = pages_of(runs, offsets, known, self._page)
+            index = torch.from_numpy(pages).to(device)
+            more = {"seqused_k": lengths.to(device), "block_table": torch.from_numpy(table).to(device)}
+
+        def attend(query: Tensor, held: KeyValues, scale: float) -> Tensor:
+            key, value = (rows[index] for rows in held.joined())
+            if self._page is not None:
+                key, value = (part.view(-1, self._page, *part.shape[1:]) for part in (key, value))
+            attended: Any = varlen_attn(
+                query,
+                key,
+                value,
+                starts_q,
+                None if self._page is not None else starts_k,
+                most_q,
+                most_k,
+                scale=scale,
+                window_size=(-1, 0),
+                enable_gqa=query.shape[1] != key.shape[-2],
+                **more,
+            )
+            return attended.reshape(len(query), -1)  # type: ignore[no-any-return]
+
+        return attend
+
+
+def _offsets(prefix_tokens: Sequence[int]) -> list[int]:
+    """Where each prefix begins in the concatenation of all."""
+    return [sum(prefix_tokens[:index]) for index in range(len(prefix_tokens))]
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """[T, query heads, head size] queries over [S, key heads, head size] to [T, query heads * head size]."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    attended = scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended[0].transpose(0, 1).reshape(query.shape[0], -1)
