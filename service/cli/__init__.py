@@ -14,6 +14,7 @@ from service.cli.embed import embed
 from service.cli.evaluate import evaluate
 from service.cli.experiment import experiment
 from service.cli.keys import app as keys_app
+from service.cli.selfcheck import selfcheck
 from service.cli.serve import serve
 from service.cli.simulate import simulate
 from service.cli.tenants import app as tenants_app
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(worker)
 app.command()(doctor)
+app.command()(selfcheck)
 app.command()(simulate)
 app.command()(embed)
 app.command()(train)

@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,13 +21,12 @@ from service.backbone.golden import golden_texts_id
 from service.backbone.load import load_renderer
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import ConfigurationError, MetarewardError
-from service.runtime.engine import open_engine, remote_parts
+from service.runtime.engine import FailedSelfCheck, open_engine, remote_parts
+from service.runtime.selfcheck import check_worker
 from service.settings import Settings, is_loopback
 from service.store import migrate
 from service.store.database import Database, open_database
 from service.store.keys import KeyRepository
-from service.worker.connection import Connection
-from service.worker.selfcheck import GoldenRecord, SelfCheck
 from service.worker.wire import WorkerBusy, WorkerFailed
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -239,7 +238,7 @@ def _workers(settings: Settings, checkpoint: Checkpoint) -> Iterator[Finding]:
     for url, connect in zip(settings.engine_urls, remote.connect.values(), strict=True):
         part = f"worker {url}"
         try:
-            result = asyncio.run(_check(connect, remote.golden))
+            result = asyncio.run(check_worker(connect, remote.golden))
             if result.passed:
                 yield Finding(part, "ok", f"self-check passed: {result}")
             else:
@@ -248,14 +247,6 @@ def _workers(settings: Settings, checkpoint: Checkpoint) -> Iterator[Finding]:
             yield Finding(part, "warning", "is too busy to score the golden texts", "ask again, or add workers")
         except WorkerFailed as failure:
             yield Finding(part, "failed", str(failure), _WORKER_FIXES[failure.reason])
-
-
-async def _check(connect: Callable[[], Connection], golden: GoldenRecord) -> SelfCheck:
-    connection = connect()
-    try:
-        return await connection.check(golden)
-    finally:
-        await connection.close()
 
 
 def _backbone(settings: Settings, checkpoint: Checkpoint, load_engine: bool) -> Finding:
@@ -268,12 +259,14 @@ def _backbone(settings: Settings, checkpoint: Checkpoint, load_engine: bool) -> 
             parts.close()
             return Finding("engine", "ok", f"{name} loads, fits, and scores the golden texts as recorded")
         renderer = load_renderer(name, max_tokens=settings.max_tokens)
+    except FailedSelfCheck as error:
+        return Finding("engine", "failed", str(error), "set BACKBONE and DTYPE; `metareward selfcheck` has the figures")
     except ConfigurationError as error:
         return Finding("engine", "failed", str(error), "set BACKBONE, DEVICE and DTYPE")
     if renderer.template_id != checkpoint.backbone.template_id:
         detail = f"{name} has another chat template than in training"
         return Finding("engine", "failed", detail, "set BACKBONE to the one that it was trained on")
-    return Finding("engine", "ok", f"{name} is here (not loaded; --load runs its self-check)")
+    return Finding("engine", "ok", f"{name} is here (not loaded; --load or `metareward selfcheck` checks its numbers)")
 
 
 def overall(findings: list[Finding], settings: Settings) -> str:

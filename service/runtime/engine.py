@@ -25,10 +25,11 @@ from service.operations.engine import Engine
 from service.operations.self_check import check_engine
 from service.runtime.engine_key import engine_key
 from service.settings import Settings
+from service.worker import selfcheck
 from service.worker.connection import Connection, worker_names
 from service.worker.messages import BaseRewardHeads
 from service.worker.remote import RemoteEngine
-from service.worker.selfcheck import GoldenRecord, Question, SelfCheck, Verdict, self_check, show
+from service.worker.selfcheck import GoldenRecord, Question, SelfCheck, Verdict
 from service.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -83,11 +84,13 @@ class OpenWorker:
     Attributes:
         backbone: What it owns.
         worker: It.
-        check: Lets it score the golden texts, in its queue.
+        self_check: What it came to at the start.
+        check: Lets it score the golden texts again, in its queue.
     """
 
     backbone: Backbone
     worker: Worker
+    self_check: SelfCheck
     check: Callable[[], Awaitable[Sequence[Verdict]]]
 
 
@@ -107,7 +110,7 @@ def open_worker(
         max_tokens=settings.max_tokens,
         options=ExecutorOptions(settings.executor, settings.attention, settings.prefix_cache_mb << 20),
     )
-    worker, _ = start_worker(
+    worker, self_check = start_worker(
         checkpoint,
         backbone,
         max_batch_tokens=settings.max_batch_tokens,
@@ -122,7 +125,7 @@ def open_worker(
         heads, timeout_s = checkpoint.heads, settings.engine_timeout_s
         return [await check_engine(worker, golden, heads, timeout_s=timeout_s, metrics=metrics)]
 
-    return OpenWorker(backbone, worker, check)
+    return OpenWorker(backbone, worker, self_check, check)
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,9 @@ def start_worker(
     )
     worker.start()
     try:
-        result = self_check(functools.partial(_score, worker, checkpoint.heads), golden, idle=True)
+        result = selfcheck.self_check(functools.partial(_score, worker, checkpoint.heads), golden, idle=True)
         if metrics is not None:
-            show(result, metrics.self_check_difference)
+            selfcheck.show(result, metrics.self_check_difference)
         if not result.passed:
             raise FailedSelfCheck(result)
         logger.info("self-check passed: %s", result)

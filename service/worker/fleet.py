@@ -139,8 +139,7 @@ class Fleet:
             return Verdict.of(worker.name, failure.check)
         except WorkerFailed as failure:
             self.fail(worker, failure)
-            told_wrong = failure.reason in ("golden", "model", "answer")
-            return Verdict(worker.name, "failed" if told_wrong else "unavailable", str(failure))
+            return Verdict(worker.name, "failed" if failure.tells_wrong else "unavailable", str(failure))
         except WorkerBusy:
             return Verdict(worker.name, "unavailable", "it is too busy to score the golden texts")
         except TimeoutError:

@@ -29,6 +29,7 @@ _LONGEST_RETRY_AFTER_S: Final = 60.0
 _NAMED_TEXT: Final = re.compile(r"(?:^|; )input\[([0-9]{1,6})\]")
 
 Reason = Literal["connection", "timeout", "status", "model", "golden", "answer"]
+_WRONG: Final = frozenset[Reason](("model", "golden", "answer"))
 
 
 class WorkerFailed(Exception):
@@ -49,6 +50,11 @@ class WorkerFailed(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def tells_wrong(self) -> bool:
+        """Whether it answers, and what it answers is wrong; otherwise it does not answer."""
+        return self.reason in _WRONG
 
 
 class OutOfTime(WorkerFailed):
