@@ -33,7 +33,7 @@ SELF_CHECK: Final[dict[str, Any]] = {
         {
             "worker": "here",
             "status": "passed",
-            "detail": "float32: batched 3.6e-07 (at most 1e-03), neighbours 0.0e+00 (at most 1e-03), ...",
+            "detail": "float32: batched 3.6e-07 (at most 0.001), neighbours 0.0e+00 (at most 0.001), ...",
             "dtype": "float32",
             "comparisons": [
                 {"against": "batched", "difference": 3.6e-07, "tolerance": 0.001, "passed": True},

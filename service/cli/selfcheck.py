@@ -101,7 +101,7 @@ def _print(answer: dict[str, Any]) -> None:
                 worker["dtype"],
                 comparison["against"],
                 "not finite" if difference is None else f"{difference:.1e}",
-                f"{comparison['tolerance']:.0e}",
+                f"{comparison['tolerance']:g}",
                 f"[{colour}]{mark}[/]",
             )
         if not worker["comparisons"]:

@@ -115,7 +115,7 @@ class SelfCheck:
 
     def __str__(self) -> str:
         told = ", ".join(
-            f"{'' if c.passed else 'NOT '}{c.against} {c.difference:.1e} (at most {c.tolerance:.0e})"
+            f"{'' if c.passed else 'NOT '}{c.against} {c.difference:.1e} (at most {c.tolerance:g})"
             for c in self.comparisons
         )
         return f"{self.dtype}: {told}"
