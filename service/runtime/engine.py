@@ -249,6 +249,7 @@ def start_worker(
         if metrics is not None:
             selfcheck.show(result, metrics.self_check_difference)
         if not result.passed:
+            logger.error("self-check failed: %s", result)
             raise FailedSelfCheck(result)
         logger.info("self-check passed: %s", result)
     except BaseException:

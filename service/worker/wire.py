@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -159,7 +159,7 @@ def read_models(status: int, headers: Mapping[str, str], content: bytes, *, mode
     for entry in served if isinstance(served, list) else []:
         if isinstance(entry, dict) and entry.get("id") == model:
             dtype = entry.get("dtype")
-            return ServedModel(dtype if dtype in ("float32", "bfloat16") else None)
+            return ServedModel(dtype if dtype in get_args(Dtype) else None)
     raise WorkerFailed("model", "it serves another checkpoint; its heads_id is not the one of this server")
 
 
