@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from service.backbone.protocol import BackboneSpec, Message, TokenisedText
+from service.backbone.protocol import BackboneSpec, DoubledBos, Message, TokenisedText
 
 POISON = 666
 """A text that holds this id makes the whole batch raise."""
@@ -21,12 +21,15 @@ class LetterRenderer:
     template_id = "letters"
     max_tokens = 64
 
+    def __init__(self) -> None:
+        self.doubled_bos = DoubledBos(None)
+
     def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
         ids = tuple(ord(letter) % 600 for letter in completion)
         return TokenisedText(ids[: self.max_tokens], truncated=len(ids) > self.max_tokens)
 
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return [*([1] if add_special_tokens else []), *(ord(letter) % 600 for letter in text)]
+        return self.doubled_bos.drop([*([1] if add_special_tokens else []), *(ord(letter) % 600 for letter in text)])
 
 
 class ScriptedBackbone:

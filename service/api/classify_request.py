@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -11,6 +13,8 @@ import orjson
 from service.errors import InvalidInput, NotFound
 from service.operations.texts import Message
 
+MAX_SALT_LENGTH: Final = 1024  # vLLM's
+_SCOPE_BYTES: Final = 16
 _ROLES: Final = ("system", "user", "assistant")
 
 
@@ -23,12 +27,14 @@ class ClassifyRequest:
         texts: Texts that the client rendered.
         messages: One conversation; the last message is the completion.
         add_special_tokens: Whether `texts` get the tokenizer's own special tokens; vLLM's default.
+        scope: Whose texts they are, as `cache_salt` says: nothing is shared with texts of another. That is all it does.
     """
 
     ids: Sequence[object] = ()
     texts: Sequence[str] = ()
     messages: Sequence[Message] = field(default_factory=tuple)
     add_special_tokens: bool = True
+    scope: bytes = b""
 
 
 def parse_classify(body: bytes, model: str) -> ClassifyRequest:
@@ -57,9 +63,31 @@ def parse_classify(body: bytes, model: str) -> ClassifyRequest:
         raise InvalidInput.single("truncate_prompt_tokens", "is not supported; send what is to be read")
     if ("input" in request) == ("messages" in request):
         raise InvalidInput.single("input", "give either input or messages")
+    scope = _scope(request.get("cache_salt"))
     if "messages" in request:
-        return ClassifyRequest(messages=_messages(request["messages"]))
-    return _input(request["input"], request.get("add_special_tokens", True))
+        return ClassifyRequest(messages=_messages(request["messages"]), scope=scope)
+    return replace(_input(request["input"], request.get("add_special_tokens", True)), scope=scope)
+
+
+def parse_timeout(header: bytes | None) -> float:
+    """Seconds for which a caller waits, from its `x-timeout-ms`; without end where it does not say.
+
+    Raises:
+        InvalidInput: It is no number of milliseconds.
+    """
+    if header is None:
+        return math.inf
+    if not header.isdigit() or len(header) > 9 or int(header) == 0:
+        raise InvalidInput.single("x-timeout-ms", "must be a whole number of milliseconds, at least 1")
+    return int(header) / 1000
+
+
+def _scope(salt: Any) -> bytes:
+    if salt is None:
+        return b""
+    if not isinstance(salt, str) or not 0 < len(salt) <= MAX_SALT_LENGTH:
+        raise InvalidInput.single("cache_salt", f"must be text of 1 to {MAX_SALT_LENGTH} characters, or be left out")
+    return hashlib.blake2b(salt.encode(), digest_size=_SCOPE_BYTES).digest()
 
 
 def _input(value: Any, add_special_tokens: Any) -> ClassifyRequest:

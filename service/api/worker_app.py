@@ -16,11 +16,19 @@ from typing import Any, Final
 
 import orjson
 
-from service.api.classify_request import parse_classify
+from service.api.classify_request import parse_classify, parse_timeout
 from service.api.departure import Departure
 from service.api.request_id import assign_request_id
 from service.api.worker_openapi import worker_document
-from service.errors import EngineError, InvalidInput, MetarewardError, NotFound, Overloaded, TemporaryError
+from service.errors import (
+    EngineError,
+    InvalidInput,
+    MetarewardError,
+    NotFound,
+    Overloaded,
+    TemporaryError,
+    Unavailable,
+)
 from service.observability.requests import RequestObserver
 from service.runtime.worker import WorkerRuntime
 from service.settings import is_loopback
@@ -34,6 +42,7 @@ Headers = dict[bytes, bytes]
 logger = logging.getLogger(__name__)
 
 QUEUED_TOKENS: Final = b"x-queued-tokens"
+TIMEOUT: Final = b"x-timeout-ms"
 _PUBLIC: Final = {"/live", "/ready", "/openapi.json"}
 _ROUTES: Final = {
     "/live": "GET",
@@ -126,10 +135,12 @@ class WorkerApp:
             if scope["method"] != method:
                 raise _RefusedError(405, f"this path is asked with {method}", allow=method)
             if path == "/classify":
-                async with asyncio.timeout(self._timeout_s):
+                timeout_s = min(self._timeout_s, parse_timeout(headers.get(TIMEOUT)))
+                deadline = time.monotonic() + timeout_s
+                async with asyncio.timeout(timeout_s):
                     await self._receive(headers, receive, body)
                     departure.watch()
-                    answer = await self._classify(bytes(body))
+                    answer = await self._classify(bytes(body), deadline)
                 status = 200
             elif path == "/self-check":
                 async with asyncio.timeout(self._timeout_s):
@@ -207,15 +218,22 @@ class WorkerApp:
     def _too_large(self) -> _RefusedError:
         return _RefusedError(413, f"at most {self._max_body_bytes} bytes a request; send fewer texts at once")
 
-    async def _classify(self, body: bytes) -> dict[str, Any]:
+    async def _classify(self, body: bytes, deadline: float) -> dict[str, Any]:
         runtime = self._runtime
         request = parse_classify(body, runtime.model)
-        if request.messages:
-            done = await runtime.classify.messages(request.messages)
-        elif request.texts:
-            done = await runtime.classify.texts(request.texts, add_special_tokens=request.add_special_tokens)
-        else:
-            done = await runtime.classify.ids(request.ids)
+        classify, scope = runtime.classify, request.scope
+        try:
+            if request.messages:
+                done = await classify.messages(request.messages, scope=scope, deadline=deadline)
+            elif request.texts:
+                special = request.add_special_tokens
+                done = await classify.texts(request.texts, add_special_tokens=special, scope=scope, deadline=deadline)
+            else:
+                done = await classify.ids(request.ids, scope=scope, deadline=deadline)
+        except Unavailable:
+            if time.monotonic() < deadline:
+                raise
+            raise TimeoutError from None  # the engine was as quick to notice; nothing is wrong with it
         largest_B = done.rewards_BK.argmax(axis=1).tolist()
         rows = [
             {"index": index, "label": f"LABEL_{largest}", "probs": row_K, "num_classes": len(row_K)}
@@ -270,7 +288,7 @@ class WorkerApp:
             case _RefusedError():
                 return error
             case TimeoutError():
-                return _RefusedError(504, f"not done within {self._timeout_s:g} s", retry_after_s=1.0)
+                return _RefusedError(504, f"not done in time, {self._timeout_s:g} s at most", retry_after_s=1.0)
             case InvalidInput():
                 return _RefusedError(400, str(error), param=error.issues[0].field)
             case NotFound():

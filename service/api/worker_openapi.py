@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service import __version__
+from service.api.classify_request import MAX_SALT_LENGTH
 from service.api.examples import SELF_CHECK
 from service.api.schemas import SelfCheckOut, SelfCheckRequest
 
@@ -37,10 +38,15 @@ _STATUSES: Final = {
     413: "The body is too large",
     415: "The body is not declared as JSON",
     421: "The worker has no key and was not called by a name of loopback",
-    500: "The device failed on a text, which the message names by its index",
+    500: "The device failed on texts, which the message names by their indices",
     503: "Too much to do (`OverloadedError`: nothing was computed), or about to end (`ServiceUnavailableError`)",
     504: "Not done in time",
 }
+_SALT: Final = (
+    "Whose texts they are: texts with different salts share neither computation nor a cache, so that nobody learns "
+    "from an answer's time what others sent. It has no other effect."
+)
+_TIMEOUT: Final = "Milliseconds after which nobody waits for the answer: what has not begun by then is not begun."
 _TEMPORARY: Final = (503, 504)
 
 
@@ -60,6 +66,7 @@ class ClassifyTexts(BaseModel):
     )
     use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
     truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LENGTH, description=_SALT, examples=[None])
 
 
 class ConversationMessage(BaseModel):
@@ -78,6 +85,7 @@ class ClassifyConversation(BaseModel):
     )
     use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
     truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LENGTH, description=_SALT, examples=[None])
 
 
 class ClassifiedText(BaseModel):
@@ -242,6 +250,15 @@ def worker_document() -> dict[str, Any]:
 def _classify() -> dict[str, Any]:
     operation = _operation("classify", "Base rewards of texts", {200: ClassifyAnswer}, errors=tuple(_STATUSES))
     options = [_ref(ClassifyTexts), _ref(ClassifyConversation)]
+    operation["parameters"] = [
+        {
+            "name": "x-timeout-ms",
+            "in": "header",
+            "required": False,
+            "description": _TIMEOUT,
+            "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+        }
+    ]
     operation["requestBody"] = {"required": True, "content": _json({"oneOf": options})}
     return operation
 

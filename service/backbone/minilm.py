@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from service.backbone.batches import check_batch
 from service.backbone.fingerprint import fingerprint_safetensors
-from service.backbone.protocol import BackboneSpec, Dtype, Message, TextTooLong, TokenisedText, UnrenderableText
+from service.backbone.protocol import (
+    BackboneSpec,
+    DoubledBos,
+    Dtype,
+    Message,
+    TextTooLong,
+    TokenisedText,
+    UnrenderableText,
+)
 from service.backbone.tokenizer_files import encode_text
 from service.errors import BackboneError
 
@@ -62,6 +70,7 @@ class MiniLMRenderer:
         # The file asks for padding and truncation to 128; without them encode() changes no state and is thread-safe.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.doubled_bos = DoubledBos(None)  # BERT has none
         self.max_tokens = min(_POSITIONS, max_tokens or _POSITIONS)
         self.template_id = hashlib.sha256(f"{_SCHEME}\0{self._tokenizer.to_str()}".encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ worker that is sent token ids never renders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -93,6 +93,29 @@ class BackboneSpec:
         return asdict(self)
 
 
+class DoubledBos:
+    """Leaves one BOS at the start of a text, however many the template, the tokenizer and the text put there.
+
+    A second one shifts rewards, and no model was trained with it. A BOS further on is the text's own.
+    """
+
+    def __init__(self, bos: int | None, noted: Callable[[], None] | None = None) -> None:
+        """`bos` is None for a tokenizer without one; `noted` is called for every text that had more than one."""
+        self.bos = bos
+        self.noted = noted
+
+    def drop(self, ids: list[int]) -> list[int]:
+        """The ids, from the last of the leading BOS on."""
+        extra = 0
+        while self.bos is not None and ids[extra : extra + 2] == [self.bos, self.bos]:
+            extra += 1
+        if not extra:
+            return ids
+        if self.noted is not None:
+            self.noted()
+        return ids[extra:]
+
+
 class Renderer(Protocol):
     """Text to token ids. Needs no torch, and any number of threads may call it at once."""
 
@@ -103,6 +126,10 @@ class Renderer(Protocol):
     @property
     def max_tokens(self) -> int:
         """The longest text, in tokens."""
+
+    @property
+    def doubled_bos(self) -> DoubledBos:
+        """What drops a second BOS from ids that come from elsewhere too."""
 
     def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
         """Render prompt and completion and tokenise them.
@@ -121,7 +148,7 @@ class Renderer(Protocol):
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenise a text that its sender rendered, as it is and however long.
 
-        With `add_special_tokens` a BOS that the text brings is not doubled.
+        A doubled BOS at its start, its own or one beside the tokenizer's, becomes one.
 
         Raises:
             UnrenderableText: It is not Unicode.

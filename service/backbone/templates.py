@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from service.backbone.chat_jinja import compile_chat_template
-from service.backbone.protocol import Message, TextTooLong, TokenisedText, UnrenderableText
+from service.backbone.protocol import DoubledBos, Message, TextTooLong, TokenisedText, UnrenderableText
 from service.backbone.tokenizer_files import encode_text
 from service.errors import BackboneError
 
@@ -78,7 +78,7 @@ class ChatTemplateRenderer:
             raise BackboneError(f"backbone {model} has a chat template that is no Jinja: {error.message}") from error
         self._template_error: type[Exception] = jinja2.TemplateError
         self._variables = {**tokenizer.special_tokens_map, "date_string": _TEMPLATE_DATE}
-        self._bos: int | None = tokenizer.bos_token_id
+        self.doubled_bos = DoubledBos(tokenizer.bos_token_id)
         self.max_tokens = max_tokens
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
         identity = "\0".join((_SCHEME, _TEMPLATE_DATE, template, special, self._tokenizer.to_str()))
@@ -92,30 +92,22 @@ class ChatTemplateRenderer:
             raise UnrenderableText(
                 "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
             ) from error
-        ids = self._without_doubled_bos(encode_text(self._tokenizer, text, add_special_tokens=False))
+        ids = self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=False))
         if not ids:
             raise UnrenderableText("is rendered to nothing by this model's chat template")
         if len(ids) <= self.max_tokens:
             return TokenisedText(tuple(ids), truncated=False)
         if not truncate:
             raise TextTooLong(len(ids), self.max_tokens)
-        start = (ids[0],) if ids[0] == self._bos else ()
+        start = (ids[0],) if ids[0] == self.doubled_bos.bos else ()
         return TokenisedText((*start, *ids[len(ids) - self.max_tokens + len(start) :]), truncated=True)
 
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As the protocol says."""
-        ids = encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
         # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
-        return self._without_doubled_bos(ids) if add_special_tokens else ids
+        return self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens))
 
     def _render(self, conversation: list[Message]) -> str:
         return self._template.render(
             messages=conversation, tools=None, documents=None, add_generation_prompt=False, **self._variables
         )
-
-    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
-        """One BOS at the start, however many the template and the text put there: a second one shifts rewards."""
-        extra = 0
-        while self._bos is not None and ids[extra : extra + 2] == [self._bos, self._bos]:
-            extra += 1
-        return ids[extra:]

@@ -92,14 +92,40 @@ class WorkerMetrics(_Family):
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         super().__init__(registry)
-        self.batch_tokens = self._histogram("batch_tokens", "Tokens in one forward pass.", buckets=TOKEN_BUCKETS)
+        self.batch_tokens = self._histogram(
+            "batch_tokens", "Tokens computed in one forward pass, a common prefix once.", buckets=TOKEN_BUCKETS
+        )
+        self.shared_tokens = self._counter(
+            "shared_tokens", "Tokens that needed no computation because texts of one batch began with the same ones."
+        )
+        self.batch_token_limit = self._gauge(
+            "batch_token_limit", "Most tokens in one forward pass: MAX_BATCH_TOKENS, or what the memory has room for."
+        )
         self.batch_texts = self._histogram("batch_texts", "Texts in one forward pass.", buckets=TEXT_BUCKETS)
+        self.batch_jobs = self._histogram(
+            "batch_jobs", "Requests whose texts are in one forward pass.", buckets=TEXT_BUCKETS
+        )
         self.batch_seconds = self._histogram("batch_seconds", "Seconds of one forward pass, heads included.")
-        self.queue_seconds = self._histogram("queue_seconds", "Seconds that a text waited for the device.")
+        self.queue_seconds = self._histogram("queue_seconds", "Seconds that a request's texts waited for the device.")
+        self.window_seconds = self._histogram(
+            "window_seconds", "Seconds that an idle device waited for texts of other callers, where it did."
+        )
         self.worker_texts = self._counter(
             "worker_texts",
-            "Texts that left the worker: answered; failed on the device; dropped because their caller had left.",
-            {"result": ("answered", "failed", "dropped")},
+            "Texts that left the worker: answered; failed on the device; dropped because their caller had left; "
+            "expired because their deadline passed in the queue.",
+            {"result": ("answered", "failed", "dropped", "expired")},
+        )
+        self.batch_bisections = self._counter(
+            "batch_bisections", "Forward passes that failed and were taken apart to find the texts to blame."
+        )
+        self.out_of_memory = self._counter("out_of_memory", "Forward passes for which the device had no memory.")
+        self.worker_restarts = self._counter(
+            "worker_restarts", "Times that the thread which owns the device died and was started again."
+        )
+        self.doubled_bos = self._counter(
+            "doubled_bos",
+            "Texts that began with more than one BOS; all but one were dropped, because they shift rewards.",
         )
         self.queue_tokens = self._gauge("queue_tokens", "Tokens accepted by the engine and not yet answered.")
         self.healthy = self._gauge("worker_healthy", "1 while the engine answers.")
@@ -172,6 +198,11 @@ class Metrics(_Family):
             "base_reward_cache",
             "Texts looked up; what memory misses, Redis is asked, where there is one.",
             {"level": ("memory", "redis"), "result": ("hit", "miss")},
+        )
+        self.joined_texts = self._counter(
+            "joined_texts",
+            "Texts that another replica was computing: answered by it; late, so that this one computed them too.",
+            {"result": ("answered", "late")},
         )
         self.user_cache = self._counter(
             "user_cache",

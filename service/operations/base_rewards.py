@@ -19,9 +19,11 @@ from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import Text, TextKeys, token_key
 from service.store.caches import BaseRewardCache, CachedBaseRewards
-from service.store.shared import SharedBaseRewards
+from service.store.shared import SharedBaseRewards, SharedClaims
 
 CacheScope = Literal["tenant", "shared"]
+# The longest wait for another replica's answer; its claim ends sooner where it has died.
+_JOIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +175,20 @@ class BaseRewardReader:
         tokenise_s = engine_s = 0.0
         tokens = 0
         if missing:
-            with self._metrics.stage("tokenise") as tokenise:
-                texts = [looked_up.texts[i] for i in missing]
-                tokenised = await asyncio.to_thread(self._tokenise, texts, looked_up.truncate)
-                tokens = sum(len(text.token_ids) for text in tokenised)
-                tokenise.attributes = {"texts": len(missing), "tokens": tokens}
-            with self._metrics.stage("engine") as engine:
-                engine.attributes = {"texts": len(missing), "tokens": tokens}
-                computed = await self._compute_metered(looked_up, tokenised, tokens)
+            # Redis is asked who computes the texts while they are tokenised.
+            claims = None if self._shared is None else self._shared.claim([keys[i] for i in missing])
+            try:
+                with self._metrics.stage("tokenise") as tokenise:
+                    texts = [looked_up.texts[i] for i in missing]
+                    tokenised = await asyncio.to_thread(self._tokenise, texts, looked_up.truncate)
+                    tokens = sum(len(text.token_ids) for text in tokenised)
+                    tokenise.attributes = {"texts": len(missing), "tokens": tokens}
+                with self._metrics.stage("engine") as engine:
+                    engine.attributes = {"texts": len(missing), "tokens": tokens}
+                    computed = await self._compute_metered(looked_up, tokenised, tokens, claims)
+            finally:
+                if claims is not None:
+                    claims.release()
             tokenise_s, engine_s = tokenise.seconds, engine.seconds
             for i, entry in zip(missing, computed, strict=True):
                 entries[i] = entry
@@ -195,15 +203,14 @@ class BaseRewardReader:
         )
 
     async def _compute_metered(
-        self, looked_up: LookedUp, tokenised: Sequence[TokenisedText], tokens: int
+        self, looked_up: LookedUp, tokenised: Sequence[TokenisedText], tokens: int, claims: SharedClaims | None
     ) -> list[CachedBaseRewards]:
         """Missing texts from the engine, paid for by their tenant."""
         if self._meter is not None:
             await self._meter.charge_tokens(looked_up.tenant_id, tokens)
         usage = _Usage()
         try:
-            keys = [looked_up.keys[i] for i in looked_up.missing]
-            return await self._compute(looked_up.scope, looked_up.deadline, keys, tokenised, usage)
+            return await self._compute(looked_up, tokenised, usage, claims)
         except MetarewardError as error:
             # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
             usage.taken = usage.answered
@@ -263,39 +270,92 @@ class BaseRewardReader:
         return tokenised
 
     async def _compute(
-        self,
-        scope: str,
-        deadline: float | None,
-        keys: Sequence[bytes],
-        texts: Sequence[TokenisedText],
-        usage: _Usage,
+        self, looked_up: LookedUp, texts: Sequence[TokenisedText], usage: _Usage, claims: SharedClaims | None
     ) -> list[CachedBaseRewards]:
+        """Missing texts: from memory by now, from other replicas that compute them, and from the engine."""
         now = time.monotonic()
-
-        def entry(i: int, rewards_K: npt.NDArray[np.float64]) -> CachedBaseRewards:
-            return CachedBaseRewards(rewards_K, texts[i].truncated)
-
+        keys = [looked_up.keys[i] for i in looked_up.missing]
         # Others may have computed a text while this request was being tokenised.
         found = [self._cache.get(key, now) for key in keys]
         wanted = [i for i, known in enumerate(found) if known is None or known.truncated != texts[i].truncated]
+        elsewhere: list[int] = []
+
+        def take(i: int, entry: CachedBaseRewards | None) -> bool:
+            if entry is None or entry.truncated != texts[i].truncated:
+                return False
+            found[i] = entry
+            self._cache.put(keys[i], entry, now)
+            return True
+
+        if claims is not None and wanted:
+            answers = await claims.answers()
+            elsewhere = [i for i in wanted if answers[i] is False]
+            others = set(elsewhere)
+            wanted = [
+                i
+                for i in wanted
+                if i not in others and not (isinstance(entry := answers[i], CachedBaseRewards) and take(i, entry))
+            ]
+
+        async def compute(indices: Sequence[int]) -> None:
+            some = [texts[i] for i in indices]
+            entries = await self._ask_engine(looked_up, [keys[i] for i in indices], some, usage)
+            for i, entry in zip(indices, entries, strict=True):
+                found[i] = entry
+
+        async def join(claims: SharedClaims) -> None:
+            left_s = _JOIN_S if looked_up.deadline is None else (looked_up.deadline - time.monotonic()) / 2
+            entries = await claims.wait(elsewhere, min(_JOIN_S, left_s))
+            late = [i for i, entry in zip(elsewhere, entries, strict=True) if not take(i, entry)]
+            self._metrics.joined_texts.labels("answered").inc(len(elsewhere) - len(late))
+            self._metrics.joined_texts.labels("late").inc(len(late))
+            if late:
+                await compute(late)
+
+        if claims is None or not elsewhere:
+            if wanted:
+                await compute(wanted)
+        else:
+            tasks = [asyncio.create_task(join(claims))]
+            if wanted:
+                tasks.append(asyncio.create_task(compute(wanted)))
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return [known for known in found if known is not None]
+
+    async def _ask_engine(
+        self, looked_up: LookedUp, keys: Sequence[bytes], texts: Sequence[TokenisedText], usage: _Usage
+    ) -> list[CachedBaseRewards]:
+        """Texts from the engine, once for all requests of this process that wait for them."""
+        scope = self._keys.scope(looked_up.scope)
+        now = time.monotonic()
+        computed: dict[bytes, CachedBaseRewards] = {}
 
         def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
-            submitted = [texts[wanted[j]].token_ids for j in indices]
-            futures = self._engine.submit(submitted, scope=self._keys.scope(scope), deadline=deadline)
+            submitted = [texts[i].token_ids for i in indices]
+            futures = self._engine.submit(submitted, scope=scope, deadline=looked_up.deadline)
             usage.taken += sum(map(len, submitted))
             return futures
 
-        def landed(j: int, rewards_K: npt.NDArray[np.float64]) -> None:
-            usage.answered += len(texts[wanted[j]].token_ids)
-            self._cache.put(keys[wanted[j]], entry(wanted[j], rewards_K), now)
+        def landed(i: int, rewards_K: npt.NDArray[np.float64]) -> None:
+            usage.answered += len(texts[i].token_ids)
+            computed[keys[i]] = entry = CachedBaseRewards(rewards_K, texts[i].truncated)
+            self._cache.put(keys[i], entry, now)
 
-        computed = await self._flights.run([token_key(scope, texts[i].token_ids) for i in wanted], submit, landed)
-        for i, rewards_K in zip(wanted, computed, strict=True):
-            found[i] = known = entry(i, rewards_K)
-            self._cache.put(keys[i], known, now)
-        if self._shared is not None and wanted:
-            self._shared.put({keys[i]: entry(i, rewards_K) for i, rewards_K in zip(wanted, computed, strict=True)})
-        return [known for known in found if known is not None]
+        try:
+            answers = await self._flights.run([token_key(scope, text.token_ids) for text in texts], submit, landed)
+            entries = [CachedBaseRewards(answer, text.truncated) for answer, text in zip(answers, texts, strict=True)]
+            for key, entry in zip(keys, entries, strict=True):
+                computed[key] = entry
+                self._cache.put(key, entry, now)
+        finally:
+            # Where one text failed, other replicas need not compute the rest again.
+            if self._shared is not None and computed:
+                self._shared.put(computed)
+        return entries
 
 
 def _missing(entries: Sequence[CachedBaseRewards | None], truncate: bool) -> list[int]:

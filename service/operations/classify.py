@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backbone.protocol import Message, Renderer, UnrenderableText
-from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError
+from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError, Unavailable
 from service.operations.engine import Engine
+from service.operations.single_flight import SingleFlight
+from service.operations.texts import token_key
 
 TokenIds = Sequence[int]
 # Naming every bad id of a large request would cost more than answering it.
@@ -46,17 +50,20 @@ class Classify:
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self._max_text_bytes = max_text_bytes
+        self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
 
     async def ids(
         self, texts: Sequence[object], *, field: str = "input", scope: bytes = b"", deadline: float | None = None
     ) -> Classified:
         """Answer texts that come as token ids, as a client sent them; `scope` and `deadline` as the engine takes them.
 
+        A doubled BOS at a text's start becomes one.
+
         Raises:
             InvalidInput: A text is no list of ids, is empty or too long, or holds an id beyond the vocabulary; or
                 there are too many.
             Overloaded, Unavailable: From the engine; nothing was computed.
-            EngineError: The device failed on a text; names it.
+            EngineError: The device failed on texts; names them.
         """
         self._check_number(texts, field)
         checked: list[TokenIds] = []
@@ -68,7 +75,7 @@ class Classify:
                 if len(issues) == _MAX_ISSUES:
                     break
             elif isinstance(text, list):
-                checked.append(text)
+                checked.append(self._renderer.doubled_bos.drop(text))
         if issues:
             raise InvalidInput(issues)
         return await self._compute(checked, field, scope, deadline)
@@ -144,17 +151,41 @@ class Classify:
         return None
 
     async def _compute(self, texts: Sequence[TokenIds], field: str, scope: bytes, deadline: float | None) -> Classified:
-        # A task that is cancelled takes its texts back: what did not reach the device never will.
-        futures = self._engine.submit(texts, scope=scope, deadline=deadline)
-        answers = [asyncio.wrap_future(future) for future in futures]
-        results = await asyncio.gather(*answers, return_exceptions=True)
-        rows = []
+        results = await self._outcomes(texts, scope, deadline)
+        failures = []
         for index, result in enumerate(results):
-            if isinstance(result, EngineError):
-                raise EngineError(f"{field}[{index}]: {result}" if field == "input" else f"{field}: {result}")
-            if isinstance(result, MetarewardError):
+            if isinstance(result, MetarewardError) and not isinstance(result, EngineError):
                 raise result
             if isinstance(result, BaseException):
-                raise EngineError(f"{field}[{index}] was given up") from result
-            rows.append(result)
-        return Classified(np.array(rows), sum(map(len, texts)))
+                place = f"{field}[{index}]" if field == "input" else field
+                failures.append(f"{place}: {result if isinstance(result, EngineError) else 'was given up'}")
+        if failures:
+            raise EngineError("; ".join(failures[:_MAX_ISSUES]))
+        return Classified(np.array(results), sum(map(len, texts)))
+
+    async def _outcomes(
+        self, texts: Sequence[TokenIds], scope: bytes, deadline: float | None
+    ) -> list[npt.NDArray[np.float64] | BaseException]:
+        """What each text ends in. Replicas that ask for one text of a scope at the same time share its computation.
+
+        A task that is cancelled takes back what nobody else asks for: what did not reach the device never will.
+        """
+        keys = [token_key(scope, text) for text in texts]
+        own: set[bytes] = set()
+
+        def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
+            own.update(keys[i] for i in indices)
+            return self._engine.submit([texts[i] for i in indices], scope=scope, deadline=deadline)
+
+        results = await self._flights.outcomes(keys, submit, _forget)
+        # Who asked first may have had less time than this caller has.
+        late = [i for i, result in enumerate(results) if isinstance(result, Unavailable) and keys[i] not in own]
+        if late and (deadline is None or time.monotonic() < deadline):
+            again = await self._outcomes([texts[i] for i in late], scope, deadline)
+            for i, result in zip(late, again, strict=True):
+                results[i] = result
+        return results
+
+
+def _forget(_index: int, _rewards_K: npt.NDArray[np.float64]) -> None:
+    """A worker remembers no answers: the REST layer does."""

@@ -37,7 +37,7 @@ class SingleFlight(Generic[Result]):
         submit: Callable[[Sequence[int]], Sequence[Future[Result]]],
         landed: Callable[[int, Result], None],
     ) -> list[Result]:
-        """Results for `keys`, in order.
+        """Results for `keys`, in order; the first failure ends it, and what nobody else waits for is cancelled.
 
         Args:
             keys: What to compute; may repeat.
@@ -46,6 +46,33 @@ class SingleFlight(Generic[Result]):
             landed: Called with an index given to `submit` and its result, in the same step that ends the flight:
                 whoever comes later finds what it remembers, and nobody falls between the two.
         """
+        flights = self._join(keys, submit, landed)
+        try:
+            # Shielded, because cancelling this caller must not cancel a flight that others share.
+            return list(await asyncio.gather(*(asyncio.shield(flight.future) for flight in flights)))
+        finally:
+            self._leave(keys, flights)
+
+    async def outcomes(
+        self,
+        keys: Sequence[bytes],
+        submit: Callable[[Sequence[int]], Sequence[Future[Result]]],
+        landed: Callable[[int, Result], None],
+    ) -> list[Result | BaseException]:
+        """As `run`, but every key is waited for, and what it ended in comes back."""
+        flights = self._join(keys, submit, landed)
+        try:
+            shielded = [asyncio.shield(flight.future) for flight in flights]
+            return list(await asyncio.gather(*shielded, return_exceptions=True))
+        finally:
+            self._leave(keys, flights)
+
+    def _join(
+        self,
+        keys: Sequence[bytes],
+        submit: Callable[[Sequence[int]], Sequence[Future[Result]]],
+        landed: Callable[[int, Result], None],
+    ) -> list[_Flight[Result]]:
         first: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             if key not in self._flights and key not in first:
@@ -56,15 +83,14 @@ class SingleFlight(Generic[Result]):
         flights = [self._flights[key] for key in keys]
         for flight in flights:
             flight.waiters += 1
-        try:
-            # Shielded, because cancelling this caller must not cancel a flight that others share.
-            return list(await asyncio.gather(*(asyncio.shield(flight.future) for flight in flights)))
-        finally:
-            for key, flight in zip(keys, flights, strict=True):
-                flight.waiters -= 1
-                if flight.waiters == 0:
-                    self._forget(key, flight)  # before cancelling: nobody may join a flight that is being cancelled
-                    flight.future.cancel()
+        return flights
+
+    def _leave(self, keys: Sequence[bytes], flights: Sequence[_Flight[Result]]) -> None:
+        for key, flight in zip(keys, flights, strict=True):
+            flight.waiters -= 1
+            if flight.waiters == 0:
+                self._forget(key, flight)  # before cancelling: nobody may join a flight that is being cancelled
+                flight.future.cancel()
 
     def _start(self, key: bytes, future: Future[Result], landed: Callable[[Result], None]) -> None:
         flight = _Flight(asyncio.wrap_future(future))

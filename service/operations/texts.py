@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,10 @@ class TextKeys:
         return hmac.digest(self._secret, prompt_key + completion.encode(), "sha256")
 
 
-def token_key(scope: str, token_ids: Sequence[int]) -> bytes:
+def token_key(scope: bytes, token_ids: Sequence[int]) -> bytes:
     """Key of rendered token ids, for single flight (32 bytes)."""
-    digest = hashlib.sha256(scope.encode() + b"\0")
-    digest.update(b"".join(token.to_bytes(4, "little") for token in token_ids))
+    digest = hashlib.sha256(len(scope).to_bytes(8, "little") + scope)
+    digest.update(array("I", token_ids).tobytes())
     return digest.digest()
 
 

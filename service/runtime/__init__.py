@@ -163,6 +163,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     self_checks = SelfChecks(parts.check, metrics.worker, interval_s=settings.self_check_interval_s)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
     metrics.draining.set_function(lambda: lifecycle.draining)
+    parts.renderer.doubled_bos.noted = metrics.worker.doubled_bos.inc
     metrics.worker.queue_tokens.set_function(lambda: engine.queued_tokens)
     metrics.worker.healthy.set_function(lambda: engine.healthy)
     metrics.database_connections.set_function(lambda: database.connections_in_use)

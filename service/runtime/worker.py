@@ -54,6 +54,7 @@ def build_worker(settings: Settings, metrics: WorkerMetrics) -> WorkerRuntime:
     # A stock vLLM serves heads without biases, and this stands in its place.
     opened = open_worker(settings, checkpoint, metrics, with_biases=False)
     backbone, worker = opened.backbone, opened.worker
+    backbone.renderer.doubled_bos.noted = metrics.doubled_bos.inc
     metrics.queue_tokens.set_function(lambda: worker.queued_tokens)
     metrics.healthy.set_function(lambda: worker.healthy)
 

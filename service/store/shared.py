@@ -15,6 +15,25 @@ from service.store.caches import CachedBaseRewards
 from service.store.records import StoredUser
 
 
+class SharedClaims(Protocol):
+    """What one request misses and asked to compute, so that replicas that miss the same compute it once."""
+
+    async def answers(self) -> list[CachedBaseRewards | bool]:
+        """For each key its entry, where there is one by now; else whether the caller is to compute it.
+
+        False: another replica does. Where the shared store does not answer, everything is the caller's.
+        """
+
+    async def wait(self, indices: Sequence[int], patience_s: float) -> list[CachedBaseRewards | None]:
+        """Entries of those keys that other replicas compute, within `patience_s`.
+
+        None: the other one failed, or is too slow, or the shared store is down. The caller computes it then.
+        """
+
+    def release(self) -> None:
+        """The request has ended: what it was to compute and did not put may be computed by others."""
+
+
 class SharedBaseRewards(Protocol):
     """Base rewards by text key, shared between replicas."""
 
@@ -23,6 +42,9 @@ class SharedBaseRewards(Protocol):
 
     def put(self, entries: Mapping[bytes, CachedBaseRewards]) -> None:
         """Share entries some time soon, or not at all."""
+
+    def claim(self, keys: Sequence[bytes]) -> SharedClaims:
+        """Begin to ask who computes what is missing; to be released. The question runs while the caller goes on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

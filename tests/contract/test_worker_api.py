@@ -188,7 +188,7 @@ def test_overload_is_503_with_retry_after_before_any_work():
     with LiveWorker(max_batch_tokens=4, max_queue_tokens=8) as live, httpx.Client(base_url=live.url) as client:
         live.backbone.may_go_on.clear()
         waiting = [threading.Thread(target=httpx.post, args=(f"{live.url}/classify",), kwargs={
-            "json": {"input": [[1, 2, 3, 4]]}, "timeout": TIMEOUT_S}) for _ in range(3)]  # fmt: skip
+            "json": {"input": [[first, 2, 3, 4]]}, "timeout": TIMEOUT_S}) for first in range(3)]  # fmt: skip
         for thread in waiting:
             thread.start()
         until(lambda: live.worker.queued_tokens == 12)

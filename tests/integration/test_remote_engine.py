@@ -94,8 +94,11 @@ def test_stock_vllm_is_a_worker_like_any_other(connect):
     with StockServer() as stock:
         engine = connect(stock.url)
         texts = some_texts(20)
+        asked_before = len(stock.asked)
         check(texts, engine.submit(texts))
-        assert all(set(request) == {"model", "input", "use_activation"} for request in stock.asked)
+        assert all(set(request) == {"model", "input", "use_activation"} for request in stock.asked[asked_before:])
+        check(texts, engine.submit(texts, scope=b"\x0a\xff", deadline=time.monotonic() + 60))
+        assert stock.asked[-1]["cache_salt"] == "0aff"
         assert {(request["model"], request["use_activation"]) for request in stock.asked} == {(MODEL, False)}
         engine.close(1.0)
 

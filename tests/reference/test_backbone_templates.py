@@ -78,7 +78,26 @@ def test_a_rendered_text_that_has_bos_does_not_get_another(load):
     plain = renderer.tokenise_text("What is a tide?", add_special_tokens=True)
     assert plain[:2].count(renderer.tokenise_text(BOS, add_special_tokens=False)[0]) == 1
     assert renderer.tokenise_text(f"{BOS}What is a tide?", add_special_tokens=True) == plain
-    assert renderer.tokenise_text(f"{BOS}{BOS}x", add_special_tokens=False)[:2] == plain[:1] * 2, "as it was sent"
+    for special in (True, False):
+        bare, doubled = (renderer.tokenise_text(BOS * n + "x", add_special_tokens=special) for n in (1, 3))
+        assert doubled == bare
+        assert bare[0] == plain[0] != bare[1]
+
+
+def test_every_text_with_a_doubled_bos_is_noted_and_a_bos_further_on_is_kept(load):
+    renderer = ChatTemplateRenderer(adds_bos(load(BARE, bos_token=BOS)), 4096, "test")
+    noted = []
+    renderer.doubled_bos.noted = lambda: noted.append(1)
+    bos = renderer.doubled_bos.bos
+    prompt, completion = [{"role": "user", "content": "Why?"}], f"{BOS}{BOS}Water."
+    ids = list(renderer.tokenise(prompt, completion, truncate=False).token_ids)
+    assert ids.count(bos) == 3, "those of a completion are its own"
+    renderer.tokenise_text("x", add_special_tokens=True)
+    renderer.tokenise_text(f"x{BOS}{BOS}", add_special_tokens=True)
+    assert noted == []
+    renderer.tokenise([{"role": "user", "content": f"{BOS}Why?"}], "Water.", truncate=False)
+    renderer.tokenise_text(f"{BOS}x", add_special_tokens=True)
+    assert noted == [1, 1]
 
 
 def test_rewards_do_not_change_at_midnight(load):
