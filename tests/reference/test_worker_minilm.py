@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
-from service.backbone.golden import golden_token_ids
+from service.backbone.golden import golden_token_ids, packing_token_ids
 from service.backbone.load import load_backbone
 from service.worker.messages import BaseRewardHeads
-from service.worker.selfcheck import self_check
+from service.worker.selfcheck import GoldenRecord, Question, self_check
 from service.worker.worker import Worker
 
 RNG = np.random.default_rng(0)
@@ -58,11 +59,17 @@ def test_concurrent_answers_equal_each_text_alone(worker, minilm):
 
 def test_self_check_tells_right_from_wrong(worker, minilm):
     texts = golden_token_ids(minilm.renderer)
-    recorded = worker.base_rewards(texts, 60)
-    right = self_check(worker.base_rewards, texts, dtype="float32", recorded_GK=recorded.astype(np.float32))
+
+    def score(question):
+        return np.stack([row.result(60) for row in worker.submit(question.texts, scope=question.scope)])
+
+    recorded = score(Question(texts, b"")).astype(np.float32)
+    golden = GoldenRecord(texts, recorded, "float32", "float32", packing_token_ids(minilm.renderer))
+    right = self_check(score, golden, idle=True)
     assert right.passed
-    assert right.batched_difference < 1e-4
-    doubled = [(text[0], *text) for text in texts]
-    wrong = self_check(worker.base_rewards, doubled, dtype="float32", recorded_GK=recorded)
+    assert right.difference("batched") < 1e-4
+    assert right.difference("neighbours") < 1e-4
+    doubled = dataclasses.replace(golden, texts=[(text[0], *text) for text in texts])
+    wrong = self_check(score, doubled)
     assert not wrong.passed
-    assert wrong.recorded_difference > 0.1
+    assert wrong.difference("recorded") > 0.1
