@@ -32,7 +32,7 @@ class Operation:
 
     def request(self, client: httpx.Client, user_id: str = "ada", **options: Any) -> httpx.Response:
         url = self.path.replace("{user_id}", user_id)
-        return client.request(self.method.upper(), url, **({"json": self.body} if self.body else {}), **options)
+        return client.request(self.method.upper(), url, **({} if self.body is None else {"json": self.body}), **options)
 
 
 REST_DOCUMENT = "docs/openapi.json"

@@ -79,7 +79,7 @@ def send_noise(client: httpx.Client, document: dict[str, Any], operation: Operat
         response = client.request(
             operation.method.upper(),
             f"{operation.path.replace('{user_id}', user)}?{query}",
-            content=noise(generator, operation) if operation.body else generator.randbytes(20),
+            content=noise(generator, operation) if operation.body is not None else generator.randbytes(20),
             headers=[
                 (b"content-type", b"application/json"),
                 (b"idempotency-key", bytes(generator.choices(HEADER_BYTES, k=4))),

@@ -41,6 +41,7 @@ def nobody(worker: WorkerProcess) -> Iterator[httpx.Client]:
 def test_the_routes_are_these_and_the_worker_tells_them_to_everybody(nobody: httpx.Client) -> None:
     assert {str(operation) for operation in OPERATIONS} == {
         "post /classify",
+        "post /self-check",
         "get /v1/models",
         "get /live",
         "get /ready",
@@ -55,6 +56,7 @@ def test_every_example_fits_its_schema() -> None:
         "ClassifyConversation",
         "ClassifyAnswer",
         "ServedModels",
+        "SelfCheckOut",
         "WorkerReady",
         "WorkerError",
     ):
