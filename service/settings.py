@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_queue_wait_s: Seconds = Field(
         4.0, description="Longest wait for the engine, as estimated on arrival; beyond it requests get 503."
     )
+    coalesce_ms: float = Field(
+        4.0, ge=0, le=100, description="Longest that an idle device waits for texts of other callers; 0: never."
+    )
 
     # The worker as a process of its own
     engine_url: str = Field("", description="URLs of workers, by comma; empty: the worker runs in this process.")

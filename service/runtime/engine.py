@@ -116,6 +116,7 @@ def open_worker(
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_wait_s=settings.max_queue_wait_s,
+        max_window_s=settings.coalesce_ms / 1000,
         metrics=metrics,
         with_biases=with_biases,
     )
@@ -213,6 +214,7 @@ def start_worker(
     max_batch_tokens: int,
     max_queue_tokens: int,
     max_queue_wait_s: float = math.inf,
+    max_window_s: float = 0.0,
     metrics: WorkerMetrics | None = None,
     with_biases: bool = True,
 ) -> tuple[Worker, SelfCheck]:
@@ -224,6 +226,7 @@ def start_worker(
         max_batch_tokens: As `Worker` takes it.
         max_queue_tokens: As `Worker` takes it.
         max_queue_wait_s: As `Worker` takes it.
+        max_window_s: As `Worker` takes it.
         metrics: Where it counts.
         with_biases: Whether it answers A h + b, or A h as a worker behind a socket does.
 
@@ -241,6 +244,7 @@ def start_worker(
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
         max_queue_wait_s=max_queue_wait_s,
+        max_window_s=max_window_s,
         metrics=metrics,
     )
     worker.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -39,24 +39,43 @@ class BaseRewardHeads:
         return rewards_BK
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Answer(Future[BaseRewards]):
+    """Ends in base rewards [K] float64, or in an error; exactly once."""
+
+    def __init__(self, left: Callable[[], None]) -> None:
+        """`left` is called where the caller takes its text back: cheaper than a callback of every answer."""
+        super().__init__()
+        self._left = left
+
+    def cancel(self) -> bool:
+        """Take the text back, unless it is on the device."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._left()
+        return cancelled
+
+
+@dataclass(slots=True, eq=False)
 class WorkItem:
     """One text on its way to the device.
 
     Attributes:
         token_ids: The text as the backbone reads it.
-        answer: Ends in base rewards [K] float64, or in an error; exactly once.
+        tokens: Its length.
+        answer: What its caller waits for.
         submitted_at: When it came, on the monotonic clock.
+        scope: Whose it is; texts of different scopes share no computation.
+        key: Its ids as `packing.encode` gives them; empty where the backbone shares nothing.
+        deadline: When nobody waits for it any more, on the monotonic clock.
     """
 
     token_ids: Sequence[int]
-    answer: Future[BaseRewards]
+    tokens: int
+    answer: Answer
     submitted_at: float
-
-    @property
-    def tokens(self) -> int:
-        """What it costs in every budget."""
-        return len(self.token_ids)
+    scope: bytes = b""
+    key: bytes = b""
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +85,21 @@ class WorkerStats:
     Attributes:
         batches: Batches that went to the device.
         items: Texts in them.
-        tokens: Tokens in them.
+        tokens: Their lengths together.
+        computed_tokens: What of that the device computed: common prefixes once.
         failed_items: Texts that ended in an error of their own.
         dropped_items: Texts whose caller had left before they reached the device.
+        expired_items: Texts whose deadline had passed before they reached it.
+        restarts: How often the thread died and was started again.
         busy_s: Seconds that the device thread spent on batches.
     """
 
     batches: int = 0
     items: int = 0
     tokens: int = 0
+    computed_tokens: int = 0
     failed_items: int = 0
     dropped_items: int = 0
+    expired_items: int = 0
+    restarts: int = 0
     busy_s: float = 0.0

@@ -1,7 +1,8 @@
 """The one thread that owns the device: batches of waiting texts in, base rewards out.
 
 What it promises: every accepted text gets exactly one answer; a text that fails, fails alone; whatever the backbone
-raises, the thread lives on; and where it does die, everything that waits is told and `healthy` is false.
+raises, the thread lives on. Where it dies nevertheless, what was on the device is answered with an error, `healthy` is
+false, and a fresh thread answers what waits; where it dies too often, everybody is told.
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ from service.backbone.protocol import Backbone
 from service.errors import ConfigurationError, EngineError, MetarewardError, Overloaded, Unavailable
 from service.observability.metrics import WorkerMetrics
 from service.worker.admission import Admission, Speed
-from service.worker.messages import BaseRewardHeads, BaseRewards, WorkerStats, WorkItem
-from service.worker.queue import TokenQueue
+from service.worker.coalescing import CoalescingWindow
+from service.worker.device import Device
+from service.worker.messages import Answer, BaseRewardHeads, BaseRewards, WorkerStats, WorkItem
+from service.worker.queue import Batch, FairQueue
+from service.worker.supervision import RestartPolicy, SupervisedThread
 
 _log = logging.getLogger(__name__)
 
 # While the device fails, a text that it once answered is tried this often, so that `healthy` can come back.
 _PROBE_INTERVAL_S: Final = 5.0
+# When the thread wants to be woken: at so many jobs that wait, or so many tokens.
+_AT_ONCE: Final = (1.0, 1.0)
+_NEVER: Final = (math.inf, math.inf)
+_NOTHING: Final[Batch[WorkItem]] = Batch([], 0, 0, 0)
 
 
 class Worker:
@@ -44,18 +52,22 @@ class Worker:
         max_batch_tokens: int,
         max_queue_tokens: int,
         max_queue_wait_s: float = math.inf,
+        max_window_s: float = 0.0,
         metrics: WorkerMetrics | None = None,
+        restarts: RestartPolicy | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
         Args:
             backbone: Used by this worker's thread only, from `start` on.
             heads: What turns its hidden states into base rewards.
-            max_batch_tokens: The most tokens in one batch; a longer text goes alone.
+            max_batch_tokens: The most tokens that one batch computes; a longer text goes alone.
             max_queue_tokens: The most tokens that may wait for the device.
             max_queue_wait_s: The longest wait, as estimated from the device's recent speed; beyond it nothing is
                 accepted.
+            max_window_s: The longest that an idle device waits for more texts where several callers ask; 0 for never.
             metrics: Where to count; None for nowhere.
+            restarts: How often the thread is started again where it dies; None for a few times a minute.
 
         Raises:
             ConfigurationError: Heads and backbone do not fit each other, or a limit is not positive.
@@ -68,27 +80,36 @@ class Worker:
             )
         if max_batch_tokens < 1 or max_queue_tokens < 1:
             raise ConfigurationError("max_batch_tokens and max_queue_tokens must be at least 1")
-        self._backbone = backbone
-        self._heads = heads
-        self._max_batch_tokens = max_batch_tokens
-        self._queue: TokenQueue[WorkItem] = TokenQueue(max_queue_tokens)
+        self._device = Device(backbone, heads, max_batch_tokens, metrics)
+        self._queue: FairQueue[WorkItem] = FairQueue()
         self._admission = Admission(max_queue_tokens, max_queue_wait_s)
         self._speed = Speed()
+        self._window = CoalescingWindow(max_window_s)
         self._metrics = metrics
-        self._in_flight: list[WorkItem] = []
+        self._changed = threading.Condition()  # guards all of what follows, and the queue, the speed and the window
+        self._in_flight: list[WorkItem] = []  # taken from the queue and not yet answered
+        self._expired: list[WorkItem] = []  # so are these; they never reach the device
         self._tokens_in_flight = 0
-        self._changed = threading.Condition()  # guards all of what follows, the queue and _in_flight
         self._accepting = True
         self._device_fails = False
         self._somebody_left = False
-        self._known_good: Sequence[int] | None = None
+        self._next_deadline = math.inf
+        self._first_at = -math.inf  # when something came into an empty queue; -inf where it did not become empty
+        self._wake_at = _NEVER
         self._stats = WorkerStats()
-        self._thread = threading.Thread(target=self._run, name="metareward-worker", daemon=True)
+        self._thread = SupervisedThread(
+            self._run,
+            name="metareward-worker",
+            policy=restarts or RestartPolicy(),
+            died=self._bury,
+            restarted=self._count_restart,
+            ended=self._end,
+        )
 
     @property
     def healthy(self) -> bool:
         """Whether the thread runs, takes work, and its device answered when last asked."""
-        return self._thread.is_alive() and self._accepting and not self._device_fails
+        return self._thread.runs and self._accepting and not self._device_fails
 
     @property
     def queued_tokens(self) -> int:
@@ -114,29 +135,41 @@ class Worker:
         Cancelling a future before its batch is formed keeps its text off the device. Callbacks of a future run on the
         worker's thread: they must be quick.
 
+        Args:
+            texts: One job. Jobs of a scope take turns on the device, and so do scopes.
+            scope: Whose texts they are.
+            deadline: On the monotonic clock; a text that has not reached the device by then never does.
+
         Returns:
             For each text a future of its base rewards [K] float64. It may end in `EngineError` (the device failed on
-            this text) or `Unavailable` (the worker stopped first).
+            this text) or `Unavailable` (the worker stopped first, or the deadline passed).
 
         Raises:
             Overloaded: The queue is full; says when to come back.
-            Unavailable: The worker is stopping, or its thread died.
+            Unavailable: The worker is stopping, or its thread died for good.
             ValueError: A text is empty or longer than the backbone reads; renderers never give one.
         """
-        longest = self._backbone.spec.max_tokens
+        longest, tokens = self._device.spec.max_tokens, 0
         for index, token_ids in enumerate(texts):
-            if not 0 < len(token_ids) <= longest:
-                raise ValueError(f"text {index} has {len(token_ids)} tokens; the backbone reads 1 to {longest}")
-        tokens = sum(map(len, texts))
+            length = len(token_ids)
+            if not 0 < length <= longest:
+                raise ValueError(f"text {index} has {length} tokens; the backbone reads 1 to {longest}")
+            tokens += length
         self.check_room(tokens)  # before anything is made for it: refusing must stay cheap under overload
-        now = time.monotonic()
-        items = [WorkItem(token_ids, Future(), now) for token_ids in texts]
+        now, key = time.monotonic(), self._device.key
+        items = [
+            WorkItem(token_ids, len(token_ids), Answer(self._note_departure), now, scope, key(token_ids), deadline)
+            for token_ids in texts
+        ]
         with self._changed:
             self._require_room(tokens)
-            self._queue.admit(items)
-            self._changed.notify()
-        for item in items:
-            item.answer.add_done_callback(self._note_departure)
+            if not len(self._queue):
+                self._first_at = now
+            self._queue.admit(items, scope)
+            if deadline is not None and deadline < self._next_deadline:
+                self._next_deadline = deadline
+            if self._is_awaited():
+                self._changed.notify_all()
         return [item.answer for item in items]
 
     def check_room(self, tokens: int) -> None:
@@ -170,24 +203,22 @@ class Worker:
         """
         with self._changed:
             self._accepting = False
-            waiting = [] if drain and self._thread.is_alive() else self._queue.clear()
+            waiting = [] if drain and self._thread.runs else self._queue.clear()
             self._changed.notify_all()
+        self._thread.leave()
         self._refuse(waiting)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        with self._changed:
-            late, on_device = self._queue.clear(), self._in_flight
-        self._refuse(late, on_device)
-        return not self._thread.is_alive()
+        ended = self._thread.join(timeout_s)
+        self._refuse(*self._unanswered())
+        return ended
 
     def _require_room(self, tokens: int) -> None:
         if not self._accepting:
-            raise Unavailable("the worker is stopping")
+            raise Unavailable("the worker is stopping, or has stopped")
         refusal = self._refusal(tokens)
-        if refusal is not None and self._somebody_left:
-            # Looking through the whole queue is worth it only where it can find something.
-            self._somebody_left = False
-            self._drop(self._queue.discard(_has_left))
+        # Looking through the whole queue is worth it only where it can find something.
+        if refusal is not None and (self._somebody_left or time.monotonic() >= self._next_deadline):
+            self._somebody_left, self._next_deadline = False, math.inf
+            self._queue.discard(self._is_needless)
             refusal = self._refusal(tokens)
         if refusal is not None:
             raise refusal
@@ -199,109 +230,156 @@ class Worker:
         ahead = waiting + self._tokens_in_flight
         return self._admission.refusal(tokens, waiting=waiting, ahead=ahead, speed=self._speed.tokens_per_s)
 
-    def _note_departure(self, answer: Future[BaseRewards]) -> None:
-        if answer.cancelled():
-            self._somebody_left = True
+    def _note_departure(self) -> None:
+        self._somebody_left = True
+
+    def _is_awaited(self) -> bool:
+        """Whether the thread waits for what there is now."""
+        jobs, tokens = self._wake_at
+        return self._queue.jobs >= jobs or self._queue.tokens >= tokens
+
+    def _is_needless(self, item: WorkItem) -> bool:
+        """Whether nobody waits for a text any more; one whose deadline has passed is kept to be told so."""
+        if item.answer.cancelled():
+            return not self._take(item)
+        if item.deadline is None:
+            return False
+        if item.deadline <= time.monotonic():
+            return not self._take(item)
+        self._next_deadline = min(self._next_deadline, item.deadline)
+        return False
 
     def _run(self) -> None:
-        try:
-            while (batch := self._next_batch()) is not None:
-                if batch:
-                    self._answer(batch)
-                else:
-                    self._probe()
-        except BaseException:
-            _log.critical("the worker's thread dies; everything that waits is refused", exc_info=True)
-        finally:
-            with self._changed:
-                self._accepting = False
-                left, on_device = self._queue.clear(), self._in_flight
-                self._in_flight, self._tokens_in_flight = [], 0
-            self._refuse(left, on_device)
+        while (batch := self._next_batch()) is not None:
+            if self._expired:
+                self._refuse_expired()
+            if batch.items:
+                self._answer(batch)
+            elif self._device_fails:
+                works = self._device.works()
+                with self._changed:
+                    self._device_fails = not works
 
-    def _next_batch(self) -> list[WorkItem] | None:
-        """Wait for work. None: time to end. Empty: nothing came while the device fails, so try it."""
+    def _next_batch(self) -> Batch[WorkItem] | None:
+        """Wait for work. None: time to end. Empty: all of it was dropped, or nothing came while the device fails."""
         with self._changed:
-            while True:
-                batch = self._queue.next_batch(self._max_batch_tokens, self._take)
-                if batch:
-                    self._in_flight = batch
-                    self._tokens_in_flight = sum(item.tokens for item in batch)
-                    return batch
+            while not len(self._queue):
                 if not self._accepting:
                     return None
+                if self._expired:
+                    return _NOTHING
+                self._wake_at = _AT_ONCE
                 if not self._changed.wait(_PROBE_INTERVAL_S if self._device_fails else None):
-                    return []
+                    self._wake_at = _NEVER
+                    return _NOTHING
+            waited, came = self._wait_for_company()
+            self._wake_at = _NEVER
+            budget = self._device.max_batch_tokens
+            batch = self._queue.next_batch(budget, self._device.batch_cost(), self._take)
+            if len(self._queue):
+                self._first_at = -math.inf
+            if batch.items:
+                self._in_flight = batch.items
+                self._tokens_in_flight = batch.tokens
+                self._window.note(jobs=batch.jobs, fill=batch.computed_tokens / budget, waited=waited, came=came)
+            return batch
+
+    def _wait_for_company(self) -> tuple[bool, int]:
+        """Hold a small batch back for a moment where others are expected: whether, and how many jobs came."""
+        until = self._first_at + self._window.seconds
+        if self._window.seconds <= 0 or until <= (began := time.monotonic()):
+            return False, 0
+        jobs = self._queue.jobs
+        self._wake_at = self._window.jobs, self._device.max_batch_tokens
+        waited = False
+        while self._accepting and not self._is_awaited() and (left_s := until - time.monotonic()) > 0:
+            self._changed.wait(left_s)
+            waited = True
+        if waited and self._metrics is not None:
+            self._metrics.window_seconds.observe(time.monotonic() - began)
+        return waited, self._queue.jobs - jobs
 
     def _take(self, item: WorkItem) -> bool:
-        taken = item.answer.set_running_or_notify_cancel()
-        if not taken:
-            self._drop(1)
-        return taken
+        """Whether a text goes to the device; if not, its caller has left or is to be told that it is too late."""
+        if not item.answer.set_running_or_notify_cancel():
+            self._stats = replace(self._stats, dropped_items=self._stats.dropped_items + 1)
+            if self._metrics is not None:
+                self._metrics.worker_texts.labels("dropped").inc()
+            return False
+        if item.deadline is not None and item.deadline <= time.monotonic():
+            self._expired.append(item)
+            return False
+        return True
 
-    def _drop(self, count: int) -> None:
-        self._stats = replace(self._stats, dropped_items=self._stats.dropped_items + count)
-        if self._metrics is not None and count:
-            self._metrics.worker_texts.labels("dropped").inc(count)
+    def _refuse_expired(self) -> None:
+        with self._changed:
+            expired = self._expired
+            self._stats = replace(self._stats, expired_items=self._stats.expired_items + len(expired))
+        for item in expired:
+            _settle(item, Unavailable("this text's time was up before the device could begin with it"))
+        with self._changed:
+            self._expired = self._expired[len(expired) :]
+        if self._metrics is not None:
+            self._metrics.worker_texts.labels("expired").inc(len(expired))
 
-    def _answer(self, batch: list[WorkItem]) -> None:
-        started = time.perf_counter()
-        answers = self._compute([item.token_ids for item in batch])
-        good = [item for item, answer in zip(batch, answers, strict=True) if isinstance(answer, np.ndarray)]
-        if good and self._known_good is None:
-            self._known_good = tuple(good[0].token_ids)  # a golden text, where a self-check comes first
-        device_fails = not good and not self._answers_known_good()
-        seconds = time.perf_counter() - started
+    def _answer(self, batch: Batch[WorkItem]) -> None:
+        items = batch.items
+        started = time.monotonic()
+        answers = self._device.answer(items, batch.computed_tokens)
+        good = sum(isinstance(answer, np.ndarray) for answer in answers)
+        device_fails = not good and not self._device.works()
+        seconds = time.monotonic() - started
         with self._changed:
             self._device_fails = device_fails
-            self._in_flight, self._tokens_in_flight = [], 0
+            self._tokens_in_flight = 0
             before = self._stats
             self._stats = replace(
                 before,
                 batches=before.batches + 1,
-                items=before.items + len(batch),
-                tokens=before.tokens + sum(item.tokens for item in batch),
-                failed_items=before.failed_items + len(batch) - len(good),
+                items=before.items + len(items),
+                tokens=before.tokens + batch.tokens,
+                computed_tokens=before.computed_tokens + batch.computed_tokens,
+                failed_items=before.failed_items + len(items) - good,
                 busy_s=before.busy_s + seconds,
             )
-            if len(good) == len(batch):  # a device that fails at once is not fast
-                tokens = sum(item.tokens for item in batch)
-                self._speed.note(tokens, seconds, full=2 * tokens >= self._max_batch_tokens)
+            if good == len(items):  # a device that fails at once is not fast
+                full = 2 * batch.computed_tokens >= self._device.max_batch_tokens
+                self._speed.note(batch.tokens, seconds, full=full)
         if self._metrics is not None:
-            _record(self._metrics, batch, len(good), seconds)
-        for item, answer in zip(batch, answers, strict=True):
+            _record(self._metrics, batch, good, started, seconds)
+        for item, answer in zip(items, answers, strict=True):
             _settle(item, answer)
+        self._in_flight = []
 
-    def _compute(self, texts: list[Sequence[int]]) -> list[BaseRewards | EngineError]:
-        """Base rewards of each text, or what became of it; raises nothing that is an Exception."""
-        try:
-            rewards_BK = self._heads.apply(self._hidden(texts))
-        except Exception as error:  # whatever it is, it is about these texts or the device, and the thread must live
-            _log.warning("the device failed on a batch of %d texts", len(texts), exc_info=True)
-            if len(texts) == 1:
-                # Without its cause: a traceback keeps the tensors of its frames on the device.
-                return [EngineError(f"the device failed on this text ({type(error).__name__})")]
-        else:
-            return [
-                row_K.copy() if np.isfinite(row_K).all() else EngineError("this text's base rewards are not finite")
-                for row_K in rewards_BK
-            ]
-        return [self._compute([token_ids])[0] for token_ids in texts]
-
-    def _hidden(self, texts: Sequence[Sequence[int]]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        hidden_BD = self._backbone.forward(texts).cpu().numpy()
-        if hidden_BD.shape != (len(texts), self._backbone.spec.hidden_size):
-            raise RuntimeError(f"{len(texts)} texts gave hidden states {hidden_BD.shape}. This is a bug.")
-        return hidden_BD
-
-    def _answers_known_good(self) -> bool:
-        """Whether the device still answers a text that it answered before: then the others were to blame."""
-        return self._known_good is not None and isinstance(self._compute([self._known_good])[0], np.ndarray)
-
-    def _probe(self) -> None:
-        answers = self._answers_known_good()
+    def _bury(self) -> None:
+        """The thread dies: what was on the device is told, what waits goes on waiting."""
         with self._changed:
-            self._device_fails = not answers
+            on_device, self._in_flight, self._tokens_in_flight = self._in_flight, [], 0
+            self._wake_at = _NEVER
+        failed = sum(
+            _settle(item, EngineError("the engine's thread died while this text was on the device"))
+            for item in on_device
+        )
+        with self._changed:
+            self._stats = replace(self._stats, failed_items=self._stats.failed_items + failed)
+        if self._metrics is not None:
+            self._metrics.worker_texts.labels("failed").inc(failed)
+
+    def _count_restart(self) -> None:
+        with self._changed:
+            self._stats = replace(self._stats, restarts=self._stats.restarts + 1)
+        if self._metrics is not None:
+            self._metrics.worker_restarts.inc()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._accepting = False
+        self._refuse(*self._unanswered())
+
+    def _unanswered(self) -> tuple[list[WorkItem], list[WorkItem]]:
+        """What waits, and what left the queue and has no answer; nobody else refuses the former any more."""
+        with self._changed:
+            return self._queue.clear(), [*self._in_flight, *self._expired]
 
     @staticmethod
     def _refuse(waiting: Sequence[WorkItem], on_device: Sequence[WorkItem] = ()) -> None:
@@ -311,28 +389,27 @@ class Worker:
             _settle(item, Unavailable("the worker stopped before it could answer this text"))
 
 
-def _record(metrics: WorkerMetrics, batch: Sequence[WorkItem], answered: int, seconds: float) -> None:
-    metrics.batch_tokens.observe(sum(item.tokens for item in batch))
-    metrics.batch_texts.observe(len(batch))
+def _record(metrics: WorkerMetrics, batch: Batch[WorkItem], answered: int, started: float, seconds: float) -> None:
+    metrics.batch_tokens.observe(batch.computed_tokens)
+    metrics.batch_texts.observe(len(batch.items))
+    metrics.batch_jobs.observe(batch.jobs)
     metrics.batch_seconds.observe(seconds)
+    if batch.tokens > batch.computed_tokens:
+        metrics.shared_tokens.inc(batch.tokens - batch.computed_tokens)
     metrics.worker_texts.labels("answered").inc(answered)
-    if answered < len(batch):
-        metrics.worker_texts.labels("failed").inc(len(batch) - answered)
-    began = time.monotonic() - seconds
-    for item in batch:
-        metrics.queue_seconds.observe(max(0.0, began - item.submitted_at))
+    if answered < len(batch.items):
+        metrics.worker_texts.labels("failed").inc(len(batch.items) - answered)
+    for submitted_at in {item.submitted_at for item in batch.items}:
+        metrics.queue_seconds.observe(max(0.0, started - submitted_at))
 
 
-def _has_left(item: WorkItem) -> bool:
-    return item.answer.cancelled() and not item.answer.set_running_or_notify_cancel()
-
-
-def _settle(item: WorkItem, answer: BaseRewards | MetarewardError) -> None:
-    """Give a text on the device its answer, unless it has one because `stop` ran out of patience."""
+def _settle(item: WorkItem, answer: BaseRewards | MetarewardError) -> bool:
+    """Give a text that left the queue its answer, unless it has one because `stop` ran out of patience."""
     try:
         if isinstance(answer, MetarewardError):
             item.answer.set_exception(answer)
         else:
             item.answer.set_result(answer)
     except InvalidStateError:
-        _log.debug("an answer came after its future was settled")
+        return False
+    return True

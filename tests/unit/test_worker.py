@@ -16,6 +16,7 @@ from service.errors import ConfigurationError, EngineError, Overloaded, Unavaila
 from service.worker import worker as worker_module
 from service.worker.admission import Speed
 from service.worker.messages import BaseRewardHeads
+from service.worker.supervision import RestartPolicy
 from service.worker.worker import Worker
 
 HEADS = BaseRewardHeads.of(np.array([[1.0, 0.5, 0.25], [0.1, 0.2, 0.3]], np.float32), np.array([7.0, -7.0]))
@@ -220,14 +221,45 @@ def test_what_was_submitted_to_a_worker_that_never_started_is_refused_at_stop(ma
     assert isinstance(future.exception(0), Unavailable)
 
 
-def test_a_thread_that_dies_tells_everything_that_waits(make, backbone):
-    worker = make(max_batch_tokens=1)
+def test_a_thread_that_dies_fails_its_batch_and_a_fresh_one_answers_what_waits(make, backbone):
+    worker = make(max_batch_tokens=1, restarts=RestartPolicy(first_backoff_s=0.001))
     backbone.crash = SystemExit("pulled the plug")
+    backbone.may_go_on.clear()
     futures = worker.submit([[1], [2], [3]])
     worker.start()
-    wait(futures, TIMEOUT_S)
-    assert all(isinstance(future.exception(0), Unavailable) for future in futures)
+    assert backbone.entered.wait(TIMEOUT_S)
+    futures[0].add_done_callback(lambda _: setattr(backbone, "crash", None))
+    backbone.may_go_on.set()
+    assert isinstance(futures[0].exception(TIMEOUT_S), EngineError)
+    np.testing.assert_allclose(futures[1].result(TIMEOUT_S), expected([2]))
+    np.testing.assert_allclose(futures[2].result(TIMEOUT_S), expected([3]))
+    assert worker.healthy
+    assert (worker.stats.restarts, worker.stats.failed_items) == (1, 1)
+
+
+def test_while_the_thread_is_down_the_worker_is_not_healthy_and_keeps_what_comes(make, backbone):
+    worker = make(restarts=RestartPolicy(first_backoff_s=3600.0))
+    backbone.crash = SystemExit("pulled the plug")
+    worker.start()
+    (lost,) = worker.submit([[1]])
+    assert isinstance(lost.exception(TIMEOUT_S), EngineError)
     until(lambda: not worker.healthy)
+    (waiting,) = worker.submit([[2]])
+    assert worker.queued_tokens == 1
+    assert worker.stop(drain=True, timeout_s=TIMEOUT_S)
+    assert isinstance(waiting.exception(0), Unavailable)
+
+
+def test_a_thread_that_dies_too_often_stays_down_and_tells_everything_that_waits(make, backbone):
+    worker = make(max_batch_tokens=1, restarts=RestartPolicy(max_restarts=2, first_backoff_s=0.001))
+    backbone.crash = SystemExit("pulled the plug")
+    futures = worker.submit([[1], [2], [3], [4], [5]])
+    worker.start()
+    wait(futures, TIMEOUT_S)
+    kinds = [type(future.exception(0)) for future in futures]
+    assert kinds == [EngineError] * 3 + [Unavailable] * 2
+    assert len(backbone.batches) == 3
+    assert not worker.healthy
     with pytest.raises(Unavailable):
         worker.submit([[4]])
 
