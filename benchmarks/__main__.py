@@ -19,6 +19,8 @@ OTHERS = (
     "lore",
     "ceiling",
     "ceiling_new_texts",
+    "vllm_environment",
+    "vllm_peer",
 )
 NAMES = DEFAULTS + OTHERS
 

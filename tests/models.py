@@ -8,6 +8,7 @@ a position or an index is.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -82,14 +83,20 @@ def _tiny() -> dict[str, Any]:
 
 def _save(model: Any, target: Path) -> Path:
     """Write model and tokenizer, complete or not at all."""
-    from transformers import AutoTokenizer
-
-    file = smollm2_gguf()
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
+    _tokenizer().save_pretrained(partial)
     try:
         partial.rename(target)
     except OSError:  # another process was first
         shutil.rmtree(partial)
     return target
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    """SmolLM2's, which takes seconds to read out of the file."""
+    from transformers import AutoTokenizer
+
+    file = smollm2_gguf()
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
