@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from service.store.caches import CachedBaseRewards
-from service.store.redis_claims import ClaimRequest, RedisClaims
+from service.store.redis_claims import ENTRY_PREFIX, LUA_CLAIM_OF, ClaimRequest, RedisClaims
 from service.store.redis_client import Command, RedisClient, RedisUnavailable
 from service.store.redis_coalescer import Coalescer
 from service.store.redis_writer import RedisWriter
@@ -17,14 +17,17 @@ _FORMAT = 1
 _TRUNCATED = 1
 _MAX_KEYS = 2048
 
-# One command for many keys costs the client library an eighth of a command each. For n entries and their claims.
-_PUT = """
-local n = #KEYS / 2
-for i = 1, n do
+# One command for many keys costs the client library an eighth of a command each.
+_PUT = (
+    LUA_CLAIM_OF
+    + """
+for i = 1, #KEYS do
     redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[1])
-    if redis.call('GET', KEYS[n + i]) == ARGV[2] then redis.call('DEL', KEYS[n + i]) end
+    local claim = claim_of(KEYS[i])
+    if redis.call('GET', claim) == ARGV[2] then redis.call('DEL', claim) end
 end
 """
+)
 
 
 class BaseRewardCodec:
@@ -59,16 +62,12 @@ class RedisBaseRewards:
     def __init__(self, client: RedisClient, writer: RedisWriter, *, heads_id: str, heads: int, ttl_s: float) -> None:
         self._client = client
         self._writer = writer
-        self._prefix = b"mr:b:" + heads_id.encode() + b":"
+        self._prefix = ENTRY_PREFIX + heads_id.encode() + b":"
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._codec = BaseRewardCodec(heads)
         self._coalescer: Coalescer[bytes, bytes | None] = Coalescer(self._mget, max_items=_MAX_KEYS)
         self._claims: RedisClaims[CachedBaseRewards] = RedisClaims(
-            client,
-            writer,
-            entry_prefix=self._prefix,
-            claim_prefix=b"mr:c:" + heads_id.encode() + b":",
-            decode=self._codec.decode,
+            client, writer, heads_id=heads_id, decode=self._codec.decode
         )
 
     async def get(self, keys: Sequence[bytes]) -> list[CachedBaseRewards | None]:
@@ -89,8 +88,7 @@ class RedisBaseRewards:
             some = items[begin : begin + _MAX_KEYS]
             keys = [self._prefix + key for key, _ in some]
             values = [self._codec.encode(entry) for _, entry in some]
-            claims = [self._claims.claim_key(key) for key, _ in some]
-            command: Command = ("EVAL", _PUT, 2 * len(keys), *keys, *claims, self._ttl_ms, self._claims.token, *values)
+            command: Command = ("EVAL", _PUT, len(keys), *keys, self._ttl_ms, self._claims.token, *values)
             self._writer.put(command, keys=len(keys))
             self._claims.settle([key for key, _ in some])
 

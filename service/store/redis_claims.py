@@ -26,18 +26,25 @@ _MAX_KEYS: Final = 1024
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
 
-# For n keys of entries and n of claims: the entry, else 1 (the caller is to compute it) or 0 (somebody does).
-_CLAIM: Final = """
-local n = #KEYS / 2
-local found = redis.call('MGET', unpack(KEYS, 1, n))
-for i = 1, n do
+# Scripts are given the keys of entries and find those of claims: to send both costs more than all else that they do.
+ENTRY_PREFIX: Final = b"mr:b:"
+_CLAIM_PREFIX: Final = b"mr:c:"
+LUA_CLAIM_OF: Final = "local function claim_of(key) return 'mr:c:' .. string.sub(key, 6) end\n"
+# For each key the entry, else 1 (the caller is to compute it) or 0 (somebody does).
+_CLAIM: Final = (
+    LUA_CLAIM_OF
+    + """
+local found = redis.call('MGET', unpack(KEYS))
+for i = 1, #KEYS do
     if not found[i] then
-        if redis.call('SET', KEYS[n + i], ARGV[1], 'NX', 'PX', ARGV[2]) then found[i] = 1
-        else found[i] = redis.call('GET', KEYS[n + i]) == ARGV[1] and 1 or 0 end
+        local claim = claim_of(KEYS[i])
+        if redis.call('SET', claim, ARGV[1], 'NX', 'PX', ARGV[2]) then found[i] = 1
+        else found[i] = redis.call('GET', claim) == ARGV[1] and 1 or 0 end
     end
 end
 return found
 """
+)
 _RENEW: Final = """
 for i = 1, #KEYS do if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('PEXPIRE', KEYS[i], ARGV[2]) end end
 """
@@ -52,15 +59,14 @@ class RedisClaims(Generic[Entry]):
         client: RedisClient,
         writer: RedisWriter,
         *,
-        entry_prefix: bytes,
-        claim_prefix: bytes,
+        heads_id: str,
         decode: Callable[[Sequence[bytes | None]], list[Entry | None]],
     ) -> None:
         """`decode` reads values of entries; None is one that makes no sense."""
         self._client = client
         self._writer = writer
-        self._entry_prefix = entry_prefix
-        self._claim_prefix = claim_prefix
+        self._entry_prefix = ENTRY_PREFIX + heads_id.encode() + b":"
+        self._claim_prefix = _CLAIM_PREFIX + heads_id.encode() + b":"
         self._decode = decode
         self.token = os.urandom(8)
         self._held: Counter[bytes] = Counter()
@@ -71,10 +77,6 @@ class RedisClaims(Generic[Entry]):
     def request(self, keys: Sequence[bytes]) -> ClaimRequest[Entry]:
         """Ask, while the caller does something else, for what a request misses."""
         return ClaimRequest(self, keys)
-
-    def claim_key(self, key: bytes) -> bytes:
-        """The key of a claim."""
-        return self._claim_prefix + key
 
     async def ask(self, keys: Sequence[bytes]) -> list[Entry | bool]:
         """The entry of each key, else whether the caller is to compute it. Where Redis does not answer, it is.
@@ -109,15 +111,14 @@ class RedisClaims(Generic[Entry]):
                 self._held[key] -= 1
                 if self._held[key] == 0:
                     del self._held[key]
-                    dropped.append(self.claim_key(key))
+                    dropped.append(self._claim_prefix + key)
         if dropped:
             self._writer.put(("EVAL", _RELEASE, len(dropped), *dropped, self.token), keys=len(dropped))
 
     async def _ask(self, keys: list[bytes]) -> list[bytes | int]:
         entries = [self._entry_prefix + key for key in keys]
-        claims = [self._claim_prefix + key for key in keys]
         values: list[bytes | int] = await self._client.call(
-            "claim", "EVAL", _CLAIM, 2 * len(keys), *entries, *claims, self.token, CLAIM_MS
+            "claim", "EVAL", _CLAIM, len(keys), *entries, self.token, CLAIM_MS
         )
         return values
 
@@ -127,7 +128,7 @@ class RedisClaims(Generic[Entry]):
             self._renewing = asyncio.get_running_loop().create_task(self._renew_all())
 
     async def _renew_all(self) -> None:
-        held = [self.claim_key(key) for key in self._held]
+        held = [self._claim_prefix + key for key in self._held]
         try:
             for begin in range(0, len(held), _MAX_KEYS):
                 some = held[begin : begin + _MAX_KEYS]
