@@ -129,7 +129,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Self-check",
             (("max by (instance, against) (metareward_selfcheck_difference)", "{{instance}} {{against}}"),),
-            description="Golden texts, in units of a base reward's spread; 0.35 is the limit in bfloat16.",
+            description="Golden texts, in units of a base reward's spread; the limits are in docs/operations.md.",
         ),
     ],
     "Caches": [
