@@ -149,6 +149,37 @@ def pages_of(
     return np.concatenate(pages), np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int32)
 
 
+def alike(runs: Sequence[Run], *, most_filling: float, most_keys: int) -> list[list[int]]:
+    """Runs with as many keys before them and about as many queries, together.
+
+    Args:
+        runs: In any order.
+        most_filling: The largest share of a group's queries that filling it up to its longest run may add.
+        most_keys: The most keys of a group's runs together; a single run may have more.
+
+    Returns:
+        Indices into `runs`, each once, the longest run of a group first.
+    """
+    groups: list[list[int]] = []
+    real = 0
+    for index in sorted(range(len(runs)), key=lambda i: (runs[i].keys - runs[i].queries, -runs[i].queries)):
+        run = runs[index]
+        if groups:
+            first = runs[groups[-1][0]]
+            filled = (len(groups[-1]) + 1) * first.queries
+            if (
+                first.keys - first.queries == run.keys - run.queries
+                and filled - real - run.queries <= most_filling * filled
+                and (len(groups[-1]) + 1) * first.keys <= most_keys
+            ):
+                groups[-1].append(index)
+                real += run.queries
+                continue
+        groups.append([index])
+        real = run.queries
+    return groups
+
+
 def visible(
     runs: Sequence[Run], queries: int, offsets: Sequence[int], new_offset: int, keys: int
 ) -> npt.NDArray[np.bool_]:
