@@ -136,7 +136,8 @@ class SelfChecks:
         before = self.failure
         if failed:
             self.failure = "; ".join(verdict.detail for verdict in failed)
-        elif report.passed:
+        elif any(verdict.status == "passed" for verdict in report.verdicts):
+            # A remote worker that failed and does not answer now is out anyway, until it proves itself.
             self.failure = None
             told = "; ".join(f"{verdict.worker}: {verdict.detail}" for verdict in report.verdicts)
             logger.info("self-check passed%s: %s", "" if before is None else " again", told)

@@ -377,6 +377,20 @@ def test_each_remote_worker_is_checked_by_name_and_one_that_fails_is_out_until_i
             engine.self_check(1.0)
 
 
+def test_a_worker_that_knows_itself_wrong_is_taken_out_by_whoever_looks_after_it() -> None:
+    with LiveWorker() as worker, httpx.Client(base_url=worker.url, timeout=TIMEOUT_S) as client:
+        engine = remote_engine(worker.url)
+        try:
+            mend = leaking(worker)
+            assert not client.post("/self-check", json={}).json()["passed"]
+            until(lambda: not engine.healthy)
+            mend()
+            assert client.post("/self-check", json={}).json()["passed"]
+            until(lambda: engine.healthy)
+        finally:
+            engine.close(1.0)
+
+
 def test_a_worker_that_leaks_is_not_let_in() -> None:
     with LiveWorker() as worker:
         mend = leaking(worker)
