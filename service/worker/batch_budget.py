@@ -26,7 +26,7 @@ class BatchBudget:
 
     def out_of_memory(self, tokens: int) -> None:
         """A batch of `tokens` did not fit: half of it is the limit from now on."""
-        self.tokens = max(1, min(self.tokens, tokens) // 2)
+        self.tokens = max(1, min(self.tokens, tokens // 2))
         self._patience = min(_LONGEST_PATIENCE, 2 * self._patience)
         self._good = 0
 

@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 _MAX_RESTARTS: Final = 5
 _WINDOW_S: Final = 60.0
 _FIRST_BACKOFF_S: Final = 0.1
+_MOST_DOUBLINGS: Final = 6
 
 
 class RestartPolicy:
@@ -37,7 +38,9 @@ class RestartPolicy:
             self._deaths.popleft()
         self._deaths.append(now)
         restarts = len(self._deaths)
-        return None if restarts > self._max_restarts else self._first_backoff_s * 2.0 ** (restarts - 1)
+        return (
+            None if restarts > self._max_restarts else self._first_backoff_s * 2.0 ** min(restarts - 1, _MOST_DOUBLINGS)
+        )
 
 
 class SupervisedThread:

@@ -203,11 +203,14 @@ class Worker:
         """
         with self._changed:
             self._accepting = False
-            waiting = [] if drain and self._thread.runs else self._queue.clear()
+            drain = drain and self._thread.runs
+            waiting = [] if drain else self._queue.clear()
             self._changed.notify_all()
-        self._thread.leave()
+        if not drain:
+            self._thread.leave()
         self._refuse(waiting)
         ended = self._thread.join(timeout_s)
+        self._thread.leave()
         self._refuse(*self._unanswered())
         return ended
 
@@ -312,15 +315,16 @@ class Worker:
         return True
 
     def _refuse_expired(self) -> None:
-        with self._changed:
-            expired = self._expired
-            self._stats = replace(self._stats, expired_items=self._stats.expired_items + len(expired))
-        for item in expired:
+        """One by one, so that whatever happens meanwhile none is lost, and none is told twice."""
+        while True:
+            with self._changed:
+                if not self._expired:
+                    return
+                item = self._expired.pop()
+                self._stats = replace(self._stats, expired_items=self._stats.expired_items + 1)
+            if self._metrics is not None:
+                self._metrics.worker_texts.labels("expired").inc()
             _settle(item, Unavailable("this text's time was up before the device could begin with it"))
-        with self._changed:
-            self._expired = self._expired[len(expired) :]
-        if self._metrics is not None:
-            self._metrics.worker_texts.labels("expired").inc(len(expired))
 
     def _answer(self, batch: Batch[WorkItem]) -> None:
         items = batch.items
@@ -377,9 +381,11 @@ class Worker:
         self._refuse(*self._unanswered())
 
     def _unanswered(self) -> tuple[list[WorkItem], list[WorkItem]]:
-        """What waits, and what left the queue and has no answer; nobody else refuses the former any more."""
+        """What waits, and what left the queue and has no answer: for the caller to refuse, and for nobody else."""
         with self._changed:
-            return self._queue.clear(), [*self._in_flight, *self._expired]
+            left = [*self._in_flight, *self._expired]
+            self._in_flight, self._expired, self._tokens_in_flight = [], [], 0
+            return self._queue.clear(), left
 
     @staticmethod
     def _refuse(waiting: Sequence[WorkItem], on_device: Sequence[WorkItem] = ()) -> None:
