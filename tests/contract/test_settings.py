@@ -34,7 +34,7 @@ def test_every_line_of_env_example_is_a_value_that_is_accepted(monkeypatch: pyte
         ("PORT", "70000"),
         ("PORT", "http"),
         ("MAX_BATCH_TOKENS", "0"),
-        ("DTYPE", "float8"),
+        ("DTYPE", "int8"),
         ("CACHE_SCOPE", "world"),
         ("STALE_LIMIT_S", "-1"),
         ("LOG_LEVEL", "loud"),
