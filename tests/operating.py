@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.backbone.prompt_memo import PromptMemo
 from service.backbone.protocol import Message, TextTooLong, TokenisedText
 from service.checkpoints import BackboneIdentity, Checkpoint
 from service.mrm import GaussianStart
@@ -33,7 +34,9 @@ class ByteRenderer:
     template_id = "bytes"
     max_tokens = 64
 
-    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+    def tokenise(
+        self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
+    ) -> TokenisedText:
         tokens = tuple("|".join([*(m["content"] for m in messages), completion]).encode())
         if len(tokens) <= self.max_tokens:
             return TokenisedText(tokens, truncated=False)

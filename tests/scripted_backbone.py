@@ -24,7 +24,9 @@ class LetterRenderer:
     def __init__(self) -> None:
         self.doubled_bos = DoubledBos(None)
 
-    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+    def tokenise(
+        self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: object = None
+    ) -> TokenisedText:
         ids = tuple(ord(letter) % 600 for letter in completion)
         return TokenisedText(ids[: self.max_tokens], truncated=len(ids) > self.max_tokens)
 

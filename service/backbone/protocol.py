@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 if TYPE_CHECKING:
     import torch
 
+    from service.backbone.prompt_memo import PromptMemo
+
 BackboneKind = Literal["minilm", "huggingface"]
 Dtype = Literal["float32", "bfloat16", "float8"]
 
@@ -131,7 +133,9 @@ class Renderer(Protocol):
     def doubled_bos(self) -> DoubledBos:
         """What drops a second BOS from ids that come from elsewhere too."""
 
-    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+    def tokenise(
+        self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
+    ) -> TokenisedText:
         """Render prompt and completion and tokenise them.
 
         Args:
@@ -139,6 +143,7 @@ class Renderer(Protocol):
             completion: The assistant's answer to be scored.
             truncate: Whether a text of more than `max_tokens` tokens is shortened (from the start of the prompt
                 first) or refused.
+            memo: The same one for texts with these messages: then they may be tokenised faster.
 
         Raises:
             TextTooLong: More than `max_tokens` tokens and not `truncate`.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from service.backbone.chat_jinja import compile_chat_template
+from service.backbone.prompt_memo import PromptMemo, Seams
 from service.backbone.protocol import DoubledBos, Message, TextTooLong, TokenisedText, UnrenderableText
 from service.backbone.tokenizer_files import encode_text
 from service.errors import BackboneError
@@ -79,12 +80,15 @@ class ChatTemplateRenderer:
         self._template_error: type[Exception] = jinja2.TemplateError
         self._variables = {**tokenizer.special_tokens_map, "date_string": _TEMPLATE_DATE}
         self.doubled_bos = DoubledBos(tokenizer.bos_token_id)
+        self._seams = Seams(self._tokenizer)
         self.max_tokens = max_tokens
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
         identity = "\0".join((_SCHEME, _TEMPLATE_DATE, template, special, self._tokenizer.to_str()))
         self.template_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
-    def tokenise(self, messages: Sequence[Message], completion: str, *, truncate: bool) -> TokenisedText:
+    def tokenise(
+        self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
+    ) -> TokenisedText:
         """As the protocol says; when shortening, tokens go from the start, after BOS, and the end is kept."""
         try:
             text = self._render([*messages, {"role": "assistant", "content": completion}])
@@ -92,7 +96,8 @@ class ChatTemplateRenderer:
             raise UnrenderableText(
                 "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
             ) from error
-        ids = self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=False))
+        ids = self._encode(text) if memo is None else self._seams.encode(self._encode, text, completion, memo)
+        ids = self.doubled_bos.drop(ids)
         if not ids:
             raise UnrenderableText("is rendered to nothing by this model's chat template")
         if len(ids) <= self.max_tokens:
@@ -106,6 +111,9 @@ class ChatTemplateRenderer:
         """As the protocol says."""
         # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
         return self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens))
+
+    def _encode(self, text: str) -> list[int]:
+        return encode_text(self._tokenizer, text, add_special_tokens=False)
 
     def _render(self, conversation: list[Message]) -> str:
         return self._template.render(

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service.backbone.prompt_memo import PromptMemo
 from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
 from service.errors import FieldIssue, InvalidInput, MetarewardError, Overloaded
 from service.observability.metrics import Metrics
@@ -260,9 +261,11 @@ class BaseRewardReader:
     def _tokenise(self, texts: Sequence[Text], truncate: bool) -> list[TokenisedText]:
         tokenised = []
         issues = []
+        memos: dict[int, PromptMemo] = {}
         for text in texts:
+            memo = memos.setdefault(id(text.messages), PromptMemo())
             try:
-                tokenised.append(self._renderer.tokenise(text.messages, text.completion, truncate=truncate))
+                tokenised.append(self._renderer.tokenise(text.messages, text.completion, truncate=truncate, memo=memo))
             except UnrenderableText as error:
                 issues.append(FieldIssue(text.field, str(error)))
         if issues:

@@ -47,7 +47,7 @@ FREQUENCIES = torch.linspace(0.05, 0.5, HIDDEN)
 class DoublingRenderer(LetterRenderer):
     """Begins a text twice."""
 
-    def tokenise(self, messages: Any, completion: str, *, truncate: bool) -> Any:
+    def tokenise(self, messages: Any, completion: str, *, truncate: bool, memo: object = None) -> Any:
         return super().tokenise(messages, completion[:1] + completion, truncate=truncate)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import pytest
 from models import smollm2_gguf
 
+from service.backbone.prompt_memo import PromptMemo
 from service.backbone.protocol import TextTooLong, UnrenderableText
 from service.backbone.templates import ChatTemplateRenderer
 
@@ -155,6 +157,52 @@ def test_template_id_names_template_and_tokenizer_and_nothing_else(load):
     padded.backend_tokenizer.enable_truncation(8)
     assert identity(padded) == identity(load())
     assert len({identity(load()), identity(load(BARE)), identity(load(BARE, bos_token=BOS))}) == 3
+
+
+PIECES = [*"aZ 09.,'\n\t", "  ", "\r\n", " the", "water", "\u00e9", "e\u0301", "\u3042", "\U0001f30a", "\u00a0", BOS,
+          "<|im_start|>", "<|im_end|>", "<|im_start|>assistant\n", "<|", "|>", "assistant", "user"]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [None, SKYWORK_LIKE, BARE, SKYWORK_LIKE + "\n", BARE + "<|im_end|>"])
+def test_a_prompt_that_is_tokenised_once_gives_the_same_ids(load, template):
+    renderer = ChatTemplateRenderer(load(template, bos_token=BOS), 4096, "test")
+    rng = random.Random(0)
+
+    def text(most):
+        return "".join(rng.choices(PIECES, k=rng.randint(0, most)))
+
+    for _ in range(30):
+        prompt = [{"role": "user", "content": text(12)}, {"role": "assistant", "content": text(4)}]
+        prompt.append({"role": "user", "content": text(12)})
+        completions = [text(8) for _ in range(6)] + ["", " ", "\n", prompt[-1]["content"]]
+        memo = PromptMemo()
+        for completion in completions:
+            apart = renderer.tokenise(prompt, completion, truncate=False)
+            assert renderer.tokenise(prompt, completion, truncate=False, memo=memo) == apart
+        if template in (None, SKYWORK_LIKE):
+            assert memo.cut > 0, "nothing was shared, so nothing was tested"
+
+
+def test_a_text_is_cut_at_no_token_that_another_one_or_blanks_may_change(load):
+    from tokenizers import AddedToken
+
+    tokenizer = load(SKYWORK_LIKE, bos_token=BOS)
+    assert "<|im_start|>" in ChatTemplateRenderer(tokenizer, 4096, "test")._seams._seams
+    tokenizer.add_special_tokens(
+        {
+            "additional_special_tokens": [
+                AddedToken("<blanks>", lstrip=True, special=True),
+                AddedToken("<behind>", rstrip=True, special=True),
+                AddedToken("end<|im", special=True),
+                AddedToken("<|im_end|>.", special=True),
+                AddedToken("[plain]", special=True),
+                AddedToken("#x#", special=True),
+            ]
+        }
+    )
+    seams = ChatTemplateRenderer(tokenizer, 4096, "test")._seams._seams
+    assert "[plain]" in seams
+    assert {"<blanks>", "<behind>", "<|im_start|>", "<|im_end|>", "#x#"}.isdisjoint(seams)
 
 
 def test_threads_may_share_a_renderer(load):

@@ -17,7 +17,7 @@ from service.store.caches import BaseRewardCache
 class CountingRenderer(ByteRenderer):
     rendered = 0
 
-    def tokenise(self, messages, completion, *, truncate):
+    def tokenise(self, messages, completion, *, truncate, memo=None):
         self.rendered += 1
         return super().tokenise(messages, completion, truncate=truncate)
 
