@@ -94,7 +94,8 @@ class Worker:
         self._device_fails = False
         self._somebody_left = False
         self._next_deadline = math.inf
-        self._first_at = -math.inf  # when something came into an empty queue; -inf where it did not become empty
+        self._left_over = False  # whether the last batch had no room for all that waited
+        self._last_batch_s = 0.0
         self._wake_at = _NEVER
         self._stats = WorkerStats()
         self._thread = SupervisedThread(
@@ -163,8 +164,6 @@ class Worker:
         ]
         with self._changed:
             self._require_room(tokens)
-            if not len(self._queue):
-                self._first_at = now
             self._queue.admit(items, scope)
             if deadline is not None and deadline < self._next_deadline:
                 self._next_deadline = deadline
@@ -275,32 +274,35 @@ class Worker:
                 if not self._changed.wait(_PROBE_INTERVAL_S if self._device_fails else None):
                     self._wake_at = _NEVER
                     return _NOTHING
-            waited, came = self._wait_for_company()
+            waited_s, came = self._wait_for_company()
             self._wake_at = _NEVER
             budget = self._device.max_batch_tokens
             batch = self._queue.next_batch(budget, self._device.batch_cost(), self._take)
-            if len(self._queue):
-                self._first_at = -math.inf
+            self._left_over = len(self._queue) > 0
             if batch.items:
                 self._in_flight = batch.items
                 self._tokens_in_flight = batch.tokens
-                self._window.note(jobs=batch.jobs, fill=batch.computed_tokens / budget, waited=waited, came=came)
+                self._window.note(
+                    jobs=batch.jobs,
+                    fill=batch.computed_tokens / budget,
+                    waited_s=waited_s,
+                    came=came,
+                    batch_s=self._last_batch_s,
+                )
             return batch
 
-    def _wait_for_company(self) -> tuple[bool, int]:
-        """Hold a small batch back for a moment where others are expected: whether, and how many jobs came."""
-        until = self._first_at + self._window.seconds
-        if self._window.seconds <= 0 or until <= (began := time.monotonic()):
-            return False, 0
-        jobs = self._queue.jobs
-        self._wake_at = self._window.jobs, self._device.max_batch_tokens
-        waited = False
-        while self._accepting and not self._is_awaited() and (left_s := until - time.monotonic()) > 0:
-            self._changed.wait(left_s)
-            waited = True
-        if waited and self._metrics is not None:
-            self._metrics.window_seconds.observe(time.monotonic() - began)
-        return waited, self._queue.jobs - jobs
+    def _wait_for_company(self) -> tuple[float, int]:
+        """Hold a small batch back for a moment where others are expected: for how long, and how many jobs came."""
+        if self._window.seconds <= 0 or self._left_over:
+            return 0.0, 0
+        jobs, began, waited_s = self._queue.jobs, time.monotonic(), 0.0
+        self._wake_at = self._window.enough_jobs, self._device.max_batch_tokens
+        while self._accepting and not self._is_awaited() and waited_s < self._window.seconds:
+            self._changed.wait(self._window.seconds - waited_s)
+            waited_s = time.monotonic() - began
+        if waited_s and self._metrics is not None:
+            self._metrics.window_seconds.observe(waited_s)
+        return waited_s, self._queue.jobs - jobs
 
     def _take(self, item: WorkItem) -> bool:
         """Whether a text goes to the device; if not, its caller has left or is to be told that it is too late."""
@@ -335,6 +337,8 @@ class Worker:
         seconds = time.monotonic() - started
         with self._changed:
             self._device_fails = device_fails
+            self._last_batch_s = seconds
+            self._window.expect(batch.jobs + self._queue.jobs)
             self._tokens_in_flight = 0
             before = self._stats
             self._stats = replace(

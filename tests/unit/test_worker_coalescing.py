@@ -19,61 +19,72 @@ HEADS = BaseRewardHeads.of(np.eye(2, 3), np.zeros(2))
 TIMEOUT_S = 30
 AGES_S = 3600.0
 
-batches = st.tuples(st.integers(1, 20), st.floats(0, 1), st.booleans(), st.integers(0, 5))
+batches = st.tuples(st.integers(1, 20), st.floats(0, 1), st.floats(0, 0.01), st.integers(0, 5), st.floats(0, 1))
+
+
+def note(window: CoalescingWindow, drawn: tuple[int, float, float, int, float]) -> None:
+    jobs, fill, waited_s, came, batch_s = drawn
+    window.note(jobs=jobs, fill=fill, waited_s=waited_s, came=came, batch_s=batch_s)
 
 
 def opened(max_s: float = 0.004) -> CoalescingWindow:
     window = CoalescingWindow(max_s)
     for _ in range(20):
-        window.note(jobs=8, fill=0.2, waited=window.seconds > 0, came=3)
+        window.note(jobs=8, fill=0.2, waited_s=window.seconds, came=4, batch_s=0.05)
     assert window.seconds == max_s
-    assert window.jobs == 8
     return window
 
 
 @given(st.lists(batches), st.floats(0, 0.1))
 def test_it_never_exceeds_its_bound(notes, max_s):
     window = CoalescingWindow(max_s)
-    for jobs, fill, waited, came in notes:
-        window.note(jobs=jobs, fill=fill, waited=waited, came=came)
+    for drawn in notes:
+        note(window, drawn)
         assert 0 <= window.seconds <= max_s
 
 
 @given(st.lists(batches))
 def test_whoever_comes_one_by_one_soon_waits_for_nobody_whatever_was_before(notes):
     window = CoalescingWindow(0.01)
-    for jobs, fill, waited, came in notes:
-        window.note(jobs=jobs, fill=fill, waited=waited, came=came)
+    for drawn in notes:
+        note(window, drawn)
     waits = 0
-    for _ in range(50):
+    for _ in range(20):
         waits += window.seconds > 0
-        window.note(jobs=1, fill=0.01, waited=window.seconds > 0, came=0)
+        window.note(jobs=1, fill=0.01, waited_s=window.seconds, came=0, batch_s=0.01)
     assert window.seconds == 0
-    assert waits <= 4
+    assert waits <= 3
 
 
 def test_light_traffic_does_not_open_it():
     window = CoalescingWindow(0.004)
     for _ in range(100):
-        window.note(jobs=1, fill=0.9, waited=False)
-        window.note(jobs=2, fill=0.1, waited=False)
-        window.note(jobs=1, fill=0.1, waited=False)
+        window.note(jobs=1, fill=0.9)
+        window.note(jobs=2, fill=0.1)
+        window.note(jobs=1, fill=0.1)
     assert window.seconds == 0
 
 
 def test_full_batches_close_it():
     window = opened()
     for _ in range(20):
-        window.note(jobs=8, fill=0.9, waited=False)
+        window.note(jobs=8, fill=0.9)
     assert window.seconds < 0.0001
 
 
-def test_it_gives_up_waiting_for_who_has_gone():
+def test_it_closes_where_it_costs_more_than_it_saves():
+    """Nine who wait 4 ms each for one who saves 6."""
     window = opened()
-    window.note(jobs=3, fill=0.1, waited=True, came=2)
-    for _ in range(10):
-        window.note(jobs=3, fill=0.1, waited=True, came=2)
-    assert window.jobs == 3
+    for _ in range(20):
+        window.note(jobs=10, fill=0.1, waited_s=0.004, came=1, batch_s=0.006)
+    assert window.seconds < 0.0001
+
+
+def test_those_who_were_there_are_expected_back():
+    window = CoalescingWindow(0.004)
+    assert window.enough_jobs == 2, "one caller is no company"
+    window.expect(16)
+    assert window.enough_jobs == 16
 
 
 class Held(CoalescingWindow):
@@ -88,7 +99,7 @@ class Held(CoalescingWindow):
         return AGES_S
 
     @property
-    def jobs(self) -> int:
+    def enough_jobs(self) -> int:
         return self._wanted
 
 
