@@ -46,7 +46,11 @@ class Linear:
 
 
 class PrepackedLinear(Linear):
-    """oneDNN's product with weights in its own layout, the elementwise step fused: 1.4 times `Linear` in float32."""
+    """oneDNN's product with weights in its own layout, what follows fused: 1.4 times as fast as `Linear` in float32.
+
+    Its own SiLU stays unused: it rounds more coarsely than the framework's (hidden states of SmolLM2-135M 3.2e-6 from
+    those in float64 with it, 2.0e-6 without, 1.4e-6 in transformers).
+    """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         import torch
@@ -59,11 +63,6 @@ class PrepackedLinear(Linear):
     def __call__(self, x_TI: Tensor) -> Tensor:
         """[T, I] to [T, O]."""
         product: Tensor = self._unary(x_TI, self._weight_OI, self._bias_O, "none", [], "")
-        return product
-
-    def silu(self, x_TI: Tensor) -> Tensor:
-        """SiLU of the product."""
-        product: Tensor = self._unary(x_TI, self._weight_OI, self._bias_O, "swish", [], "")
         return product
 
     def times(self, x_TI: Tensor, gate_TO: Tensor) -> Tensor:
