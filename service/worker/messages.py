@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from service.errors import MetarewardError
 
 BaseRewards = npt.NDArray[np.float64]
 
@@ -76,6 +78,17 @@ class WorkItem:
     scope: bytes = b""
     key: bytes = b""
     deadline: float | None = None
+
+    def settle(self, answer: BaseRewards | MetarewardError) -> bool:
+        """Give a text that left the queue its answer; False where it has one, because `stop` ran out of patience."""
+        try:
+            if isinstance(answer, MetarewardError):
+                self.answer.set_exception(answer)
+            else:
+                self.answer.set_result(answer)
+        except InvalidStateError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

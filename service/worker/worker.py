@@ -12,16 +12,17 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from service.backbone.protocol import Backbone
-from service.errors import ConfigurationError, EngineError, MetarewardError, Overloaded, Unavailable
+from service.errors import ConfigurationError, EngineError, Overloaded, Unavailable
 from service.observability.metrics import WorkerMetrics
 from service.worker.admission import Admission, Speed
+from service.worker.batch_metrics import record_batch
 from service.worker.coalescing import CoalescingWindow
 from service.worker.device import Device
 from service.worker.messages import Answer, BaseRewardHeads, BaseRewards, WorkerStats, WorkItem
@@ -202,7 +203,7 @@ class Worker:
         """
         with self._changed:
             self._accepting = False
-            drain = drain and self._thread.runs
+            drain = drain and self._thread.supervised
             waiting = [] if drain else self._queue.clear()
             self._changed.notify_all()
         if not drain:
@@ -326,7 +327,7 @@ class Worker:
                 self._stats = replace(self._stats, expired_items=self._stats.expired_items + 1)
             if self._metrics is not None:
                 self._metrics.worker_texts.labels("expired").inc()
-            _settle(item, Unavailable("this text's time was up before the device could begin with it"))
+            item.settle(Unavailable("this text's time was up before the device could begin with it"))
 
     def _answer(self, batch: Batch[WorkItem]) -> None:
         items = batch.items
@@ -354,9 +355,9 @@ class Worker:
                 full = 2 * batch.computed_tokens >= self._device.max_batch_tokens
                 self._speed.note(batch.tokens, seconds, full=full)
         if self._metrics is not None:
-            _record(self._metrics, batch, good, started, seconds)
+            record_batch(self._metrics, batch, good, started, seconds)
         for item, answer in zip(items, answers, strict=True):
-            _settle(item, answer)
+            item.settle(answer)
         self._in_flight = []
 
     def _bury(self) -> None:
@@ -364,10 +365,8 @@ class Worker:
         with self._changed:
             on_device, self._in_flight, self._tokens_in_flight = self._in_flight, [], 0
             self._wake_at = _NEVER
-        failed = sum(
-            _settle(item, EngineError("the engine's thread died while this text was on the device"))
-            for item in on_device
-        )
+        error = EngineError("the engine's thread died while this text was on the device")
+        failed = sum(item.settle(error) for item in on_device)
         with self._changed:
             self._stats = replace(self._stats, failed_items=self._stats.failed_items + failed)
         if self._metrics is not None:
@@ -396,30 +395,4 @@ class Worker:
         # A caller that left and waits for its own cancelled future hears of it in set_running_or_notify_cancel.
         refused = [item for item in waiting if item.answer.set_running_or_notify_cancel()]
         for item in [*refused, *on_device]:
-            _settle(item, Unavailable("the worker stopped before it could answer this text"))
-
-
-def _record(metrics: WorkerMetrics, batch: Batch[WorkItem], answered: int, started: float, seconds: float) -> None:
-    metrics.batch_tokens.observe(batch.computed_tokens)
-    metrics.batch_texts.observe(len(batch.items))
-    metrics.batch_jobs.observe(batch.jobs)
-    metrics.batch_seconds.observe(seconds)
-    if batch.tokens > batch.computed_tokens:
-        metrics.shared_tokens.inc(batch.tokens - batch.computed_tokens)
-    metrics.worker_texts.labels("answered").inc(answered)
-    if answered < len(batch.items):
-        metrics.worker_texts.labels("failed").inc(len(batch.items) - answered)
-    for submitted_at in {item.submitted_at for item in batch.items}:
-        metrics.queue_seconds.observe(max(0.0, started - submitted_at))
-
-
-def _settle(item: WorkItem, answer: BaseRewards | MetarewardError) -> bool:
-    """Give a text that left the queue its answer, unless it has one because `stop` ran out of patience."""
-    try:
-        if isinstance(answer, MetarewardError):
-            item.answer.set_exception(answer)
-        else:
-            item.answer.set_result(answer)
-    except InvalidStateError:
-        return False
-    return True
+            item.settle(Unavailable("the worker stopped before it could answer this text"))

@@ -246,7 +246,7 @@ def test_while_the_thread_is_down_the_worker_is_not_healthy_and_keeps_what_comes
     until(lambda: not worker.healthy)
     (waiting,) = worker.submit([[2]])
     assert worker.queued_tokens == 1
-    assert worker.stop(drain=True, timeout_s=TIMEOUT_S)
+    assert worker.stop(drain=False, timeout_s=TIMEOUT_S)
     assert isinstance(waiting.exception(0), Unavailable)
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import wait
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backbone import ScriptedBackbone
 
@@ -35,6 +35,7 @@ def opened(max_s: float = 0.004) -> CoalescingWindow:
     return window
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(batches), st.floats(0, 0.1))
 def test_it_never_exceeds_its_bound(notes, max_s):
     window = CoalescingWindow(max_s)
@@ -43,6 +44,7 @@ def test_it_never_exceeds_its_bound(notes, max_s):
         assert 0 <= window.seconds <= max_s
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(batches))
 def test_whoever_comes_one_by_one_soon_waits_for_nobody_whatever_was_before(notes):
     window = CoalescingWindow(0.01)

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backbone import POISON, ScriptedBackbone
 from workers import MODEL, LiveWorker, until
@@ -51,6 +51,7 @@ class Attempts:
         return isolate(items, outcome, self, hopeless) if isinstance(outcome, Failure) else list(outcome)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=4), st.integers(1, 50), st.integers(0, 3))
 def test_exactly_the_texts_to_blame_fail(number, poisonous, room, flaky):
     attempts = Attempts(poisonous, room, min(flaky, 1))
@@ -60,6 +61,7 @@ def test_exactly_the_texts_to_blame_fail(number, poisonous, room, flaky):
         assert answer == (BROKEN if blamed else f"answer {item}")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 2000), st.integers(0, 10**6))
 def test_one_poisonous_text_costs_two_attempts_a_halving_at_most(number, place):
     attempts = Attempts({place % number})

@@ -62,7 +62,7 @@ jobs = st.lists(st.tuples(texts, st.sampled_from([b"", b"a", b"b"])), max_size=1
 steps = st.lists(st.tuples(texts, st.sampled_from([b"", b"a", b"b"])) | st.none(), max_size=25)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 200), st.booleans(), st.integers(2, 5))
 def test_every_text_leaves_once_in_its_jobs_order_and_batches_keep_to_the_budget(drawn, budget, shared, every):
     queue: FairQueue[Waiting] = FairQueue()
@@ -107,7 +107,7 @@ def test_every_text_leaves_once_in_its_jobs_order_and_batches_keep_to_the_budget
     assert (queue.tokens, queue.jobs) == (0, 0)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 60), st.lists(st.integers(1, 100), min_size=1, max_size=20))
 def test_nobody_waits_longer_than_two_turns_of_everybody_else(scopes, rivals, length, others):
     """Rivals never run out of texts; whoever comes has his turn after each of theirs, twice at most, and one batch."""
@@ -230,6 +230,7 @@ def test_copies_of_one_text_do_not_make_an_endless_batch():
     assert [len(batch.items) for batch in drain(queue, 300, SharedCost)] == [201, 201, 98]
 
 
+@settings(max_examples=60, deadline=None)
 @given(jobs, st.integers(1, 150), st.integers(2, 3))
 def test_discarding_and_clearing_leave_nothing_behind(drawn, budget, every):
     queue: FairQueue[Waiting] = FairQueue()
@@ -252,7 +253,7 @@ def test_discarding_and_clearing_leave_nothing_behind(drawn, budget, every):
 
 
 def test_a_batch_looks_at_what_it_takes_and_not_at_all_that_waits():
-    """A queue of 100,000 texts of as many callers costs no more to serve than a short one."""
+    """Ten thousand texts of a hundred tenants cost no more to serve than a few."""
 
     class Counting(SharedCost):
         asked = 0
@@ -262,7 +263,7 @@ def test_a_batch_looks_at_what_it_takes_and_not_at_all_that_waits():
             return super().of(item)
 
     queue: FairQueue[Waiting] = FairQueue()
-    for number in range(20_000):
+    for number in range(5_000):
         scope = str(number % 100).encode()
         queue.admit(job([(number % 50, *range(200)), (number % 50, *range(100))], scope, shared=True), scope)
     served = 0
