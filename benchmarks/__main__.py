@@ -21,6 +21,9 @@ OTHERS = (
     "ceiling_new_texts",
     "vllm_environment",
     "vllm_peer",
+    "packing",
+    "gpu",
+    "concurrent",
 )
 NAMES = DEFAULTS + OTHERS
 

@@ -16,7 +16,7 @@ from typing import Final
 
 # Sharing less than this saves less than another segment costs: 16 tokens are 1 % of a small batch.
 MIN_SHARED_TOKENS: Final = 16
-_BYTES: Final = array("i").itemsize
+_BYTES: Final = array("I").itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class PrefixTree:
 
 def encode(token_ids: Sequence[int]) -> bytes:
     """Token ids as bytes that compare quickly; texts sorted by them stand next to those that begin alike."""
-    return array("i", token_ids).tobytes()
+    return array("I", token_ids).tobytes()
 
 
 def common_tokens(left: bytes, right: bytes) -> int:

@@ -106,7 +106,7 @@ def test_rows_hold_every_text_once_and_keep_to_their_size(texts: list[list[int]]
 def test_common_tokens_of_long_texts() -> None:
     left = list(range(3000))
     for at in (0, 1, 17, 1023, 1024, 2999):
-        right = [*left[:at], -1, *left[at + 1 :]]
+        right = [*left[:at], 9999, *left[at + 1 :]]
         assert common_tokens(encode(left), encode(right)) == at
     assert common_tokens(encode(left), encode(left[:700])) == 700
 

@@ -6,6 +6,8 @@ product with an explicit mask. The others never look at a key that the mask woul
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -234,40 +236,46 @@ class VarlenAttention:
         self._page = page
 
     def prepare(self, runs: Sequence[Run], prefix_tokens: Sequence[int], rows: int, device: torch.device) -> Attend:
-        """As the protocol says."""
+        """As the protocol says.
+
+        Raises:
+            RuntimeError: This version of torch has no such attention.
+        """
         import torch
         from torch.nn.attention.varlen import varlen_attn
 
-        offsets, known = _offsets(prefix_tokens), sum(prefix_tokens)
+        known = inspect.signature(varlen_attn).parameters
+        if self._page is not None and "block_table" not in known:
+            raise RuntimeError(f"torch {torch.__version__} has no paged varlen attention")
+        offsets, before = _offsets(prefix_tokens), sum(prefix_tokens)
         lengths = torch.tensor([run.keys for run in runs], dtype=torch.int32)
         starts_q = torch.tensor([0, *(run.stop for run in runs)], dtype=torch.int32, device=device)
         starts_k = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
         most_q, most_k = max(run.queries for run in runs), int(lengths.max())
-        more: dict[str, Any] = {}
+        # The kernel lines the last query up with the last key in either wording.
+        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
         if self._page is None:
-            index = torch.from_numpy(key_rows(runs, offsets, known)).to(device)
+            index = torch.from_numpy(key_rows(runs, offsets, before)).to(device)
         else:
-            pages, table = pages_of(runs, offsets, known, self._page)
+            pages, table = pages_of(runs, offsets, before, self._page)
             index = torch.from_numpy(pages).to(device)
-            more = {"seqused_k": lengths.to(device), "block_table": torch.from_numpy(table).to(device)}
+            options |= {"seqused_k": lengths.to(device), "block_table": torch.from_numpy(table).to(device)}
 
         def attend(query: Tensor, held: KeyValues, scale: float) -> Tensor:
-            key, value = (rows[index] for rows in held.joined())
+            key, value = (part[index] for part in held.joined())
+            if "enable_gqa" in known:
+                options["enable_gqa"] = query.shape[1] != key.shape[1]
+            elif query.shape[1] != key.shape[1]:
+                group = query.shape[1] // key.shape[1]
+                key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+            if "scale" in known:
+                options["scale"] = scale
+            elif not math.isclose(scale, query.shape[2] ** -0.5):
+                raise RuntimeError(f"torch {torch.__version__}'s varlen attention has no scale of its own")
             if self._page is not None:
                 key, value = (part.view(-1, self._page, *part.shape[1:]) for part in (key, value))
-            attended: Any = varlen_attn(
-                query,
-                key,
-                value,
-                starts_q,
-                None if self._page is not None else starts_k,
-                most_q,
-                most_k,
-                scale=scale,
-                window_size=(-1, 0),
-                enable_gqa=query.shape[1] != key.shape[-2],
-                **more,
-            )
+            cu_seq_k = None if self._page is not None else starts_k
+            attended: Any = varlen_attn(query, key, value, starts_q, cu_seq_k, most_q, most_k, **options)
             return attended.reshape(len(query), -1)  # type: ignore[no-any-return]
 
         return attend
