@@ -95,7 +95,7 @@ def _bodies(numbers: random.Random, *, together: bool) -> list[bytes]:
 def _body(numbers: random.Random) -> dict[str, object]:
     return {
         "user_id": "somebody",
-        "messages": [_prompt(numbers)],
+        "prompt": [_prompt(numbers)],
         "completions": [_completion(numbers) for _ in range(COMPLETIONS)],
     }
 

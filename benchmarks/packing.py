@@ -23,7 +23,6 @@ import torch
 
 from benchmarks import transformer_peers as peers
 from benchmarks.environment import describe
-from benchmarks.random_checkpoint import smollm2_gguf
 from benchmarks.vllm_environment import NoVllm
 from benchmarks.vllm_peer import best_of_n, exported_smollm2, measure_vllm
 from service.backbone.executors.choose import Executor, ExecutorOptions
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> None:
     for dtype in arguments.dtypes:
         model = _transformer(dtype)
         ours = load_backbone(
-            str(smollm2_gguf()), device="cpu", dtype=dtype, options=ExecutorOptions(prefix_cache_bytes=512 << 20)
+            str(exported_smollm2()[1]), device="cpu", dtype=dtype, options=ExecutorOptions(prefix_cache_bytes=512 << 20)
         )
         assert isinstance(ours, HuggingFaceBackbone)
         _best_of_n(dtype, model, ours.executor, arguments.rounds, vllm=not arguments.no_vllm)
@@ -58,9 +57,9 @@ def main(argv: list[str]) -> None:
 def _transformer(dtype: str) -> torch.nn.Module:
     from transformers import AutoModel
 
-    file = smollm2_gguf()
+    # The export holds plain float32 weights; read from GGUF, transformers' products would unpack theirs.
     return AutoModel.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        exported_smollm2()[1], dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILY: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-# A row is also bounded by what its activations take: a few hundred bytes a token and hidden unit.
-MAX_ROW_TOKENS: Final = 16_384
+# Tokens that run at once: bounded by what their activations take. On CUDA the next row is planned while this one runs.
+ROW_TOKENS: Final = {"cpu": 16_384, "cuda": 8192}
 
 Prefix = list[tuple["Tensor", "Tensor"]]
 """Keys and values [P, key heads, head size] of a prefix, layer by layer."""
@@ -135,7 +135,7 @@ class PackedDecoder:
 
         hidden_BD = torch.empty(len(texts), self._embedding.shape[1], device=self._embedding.device)
         with torch.inference_mode():
-            for row in rows_of(texts, scopes, MAX_ROW_TOKENS):
+            for row in rows_of(texts, scopes, ROW_TOKENS[self._embedding.device.type]):
                 hidden_BD[row] = self._row([texts[i] for i in row], [scopes[i] if scopes else b"" for i in row])
         return hidden_BD
 
