@@ -22,6 +22,7 @@ OTHERS = (
     "vllm_environment",
     "vllm_peer",
     "packing",
+    "equality",
     "gpu",
     "concurrent",
 )

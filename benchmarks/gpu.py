@@ -317,7 +317,7 @@ def _host_seconds(worker: Worker, shape: Shape, place: torch.device) -> float:
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
-        rows_of(texts, None, 16_384)
+        rows_of(texts, None, 8192)
         packed = plan(texts)
         runs = runs_of(packed, [-1] * len(texts), [0] * len(texts))
         ends_of(packed, runs)
