@@ -38,6 +38,7 @@ class ScriptedBackbone:
     """D = 3: a text's sum, its length and its last id. Records its batches, and waits where a test says so."""
 
     shares_prefixes = False
+    prefixes = None
 
     def __init__(self) -> None:
         self.spec = BackboneSpec(

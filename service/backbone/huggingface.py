@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from service.backbone.batches import check_batch
 from service.backbone.executors.choose import ExecutorOptions, choose_executor
 from service.backbone.fingerprint import fingerprint_gguf, fingerprint_safetensors
+from service.backbone.prefix_cache import PrefixCacheStats
 from service.backbone.protocol import BackboneSpec, Dtype
 from service.backbone.templates import ChatTemplateRenderer
 from service.backbone.tokenizer_files import read_tokenizer_files
@@ -159,6 +160,11 @@ class HuggingFaceBackbone:
     def shares_prefixes(self) -> bool:
         """Whether a common prefix is computed once: where its executor packs."""
         return self.executor.shares_prefixes
+
+    @property
+    def prefixes(self) -> PrefixCacheStats | None:
+        """What its executor keeps of prefixes between batches; None where it keeps nothing."""
+        return self.executor.prefixes
 
     def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """As the protocol says, by the executor that was chosen."""

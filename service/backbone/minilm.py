@@ -118,6 +118,7 @@ class MiniLM:
     """The encoder; see `service.backbone.protocol.Backbone`."""
 
     shares_prefixes = False  # a token of an encoder depends on those behind it too
+    prefixes = None
 
     def __init__(self, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
         import safetensors.torch

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from service.backbone.prefix_cache import PrefixCacheStats
+
 if TYPE_CHECKING:
     import torch
 
@@ -178,6 +180,10 @@ class Backbone(Protocol):
     @property
     def shares_prefixes(self) -> bool:
         """Whether texts of a batch that begin alike share the computation of what they have in common."""
+
+    @property
+    def prefixes(self) -> PrefixCacheStats | None:
+        """What it keeps of prefixes between batches; None where it keeps nothing."""
 
     def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """Hidden states of a batch of texts, each equal to its own alone within the dtype's tolerance.

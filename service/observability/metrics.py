@@ -128,6 +128,13 @@ class WorkerMetrics(_Family):
             "Texts that began with more than one BOS; all but one were dropped, because they shift rewards.",
         )
         self.queue_tokens = self._gauge("queue_tokens", "Tokens accepted by the engine and not yet answered.")
+        self.prefix_cache_bytes = self._gauge(
+            "prefix_cache_bytes",
+            "Device memory in keys and values of prompts that came before; PREFIX_CACHE_MB at most.",
+        )
+        self.prefix_cache_reused_tokens = self._gauge(
+            "prefix_cache_reused_tokens", "Tokens since the start that needed no computation because they were kept."
+        )
         self.healthy = self._gauge("worker_healthy", "1 while the engine answers.")
         self.self_check_difference = self._gauge(
             "selfcheck_difference",

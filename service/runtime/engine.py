@@ -120,6 +120,10 @@ def open_worker(
         metrics=metrics,
         with_biases=with_biases,
     )
+    kept = backbone.prefixes
+    if metrics is not None and kept is not None:
+        metrics.prefix_cache_bytes.set_function(lambda: kept.nbytes)
+        metrics.prefix_cache_reused_tokens.set_function(lambda: kept.tokens_reused)
     golden = golden_record(checkpoint, backbone.renderer, backbone.spec.dtype, with_biases=with_biases)
 
     async def check() -> list[Verdict]:

@@ -40,6 +40,8 @@ QUIET = {
 # nobody asks for another self-check than the one at the start.
 UNEARNED = {
     "metareward_shared_tokens_total",
+    "metareward_prefix_cache_bytes",
+    "metareward_prefix_cache_reused_tokens",
     "metareward_window_seconds",
     "metareward_doubled_bos_total",
     "metareward_joined_texts_total",

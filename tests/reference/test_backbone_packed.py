@@ -223,3 +223,23 @@ def test_products_equal_the_frameworks_own():
         torch.testing.assert_close(getattr(packed, form)(*arguments), exact, atol=1e-5, rtol=1e-5)
         rough = getattr(small, form)(*(tensor.bfloat16() for tensor in arguments)).float()
         assert (rough - exact).norm() / exact.norm() < 0.06  # three bits of mantissa
+
+
+def test_what_is_kept_shows_in_the_metrics_of_a_worker(directories, tmp_path):
+    from benchmarks.random_checkpoint import checkpoint_on
+    from service.observability.metrics import WorkerMetrics
+    from service.runtime.engine import open_worker
+    from service.settings import Settings
+
+    checkpoint = checkpoint_on(load_backbone(str(directories["llama"]), device="cpu"))
+    metrics = WorkerMetrics()
+    opened = open_worker(Settings(prefix_cache_mb=1, device="cpu"), checkpoint, metrics)
+    try:
+        value = metrics.registry.get_sample_value
+        prompt = list(range(100, 164))
+        for ending in range(3):
+            opened.worker.base_rewards([[*prompt, ending]], timeout_s=60)
+        assert 0 < value("metareward_prefix_cache_bytes") <= 1 << 20
+        assert value("metareward_prefix_cache_reused_tokens") >= 64
+    finally:
+        opened.worker.stop(drain=False, timeout_s=10)

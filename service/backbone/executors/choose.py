@@ -22,7 +22,7 @@ from service.backbone.executors.attention import (
 from service.backbone.executors.decoder import PackedDecoder, unsupported, windowed
 from service.backbone.executors.linears import linear_for
 from service.backbone.executors.transformer import MaskedTransformer, PaddedTransformer
-from service.backbone.prefix_cache import PrefixCache
+from service.backbone.prefix_cache import PrefixCache, PrefixCacheStats
 from service.backbone.protocol import Dtype
 from service.errors import BackboneError
 
@@ -53,6 +53,11 @@ class Executor(Protocol):
     @property
     def shares_prefixes(self) -> bool:
         """Whether a common prefix is computed once."""
+        ...
+
+    @property
+    def prefixes(self) -> PrefixCacheStats | None:
+        """What it keeps of prefixes between batches; None where it keeps nothing."""
         ...
 
     def forward(self, texts: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from service.backbone.executors.attention import Attention, KeyValues
 from service.backbone.executors.layout import ends_of, first_pieces, runs_of
 from service.backbone.executors.linears import Linear
 from service.backbone.packing import encode, plan, rows_of
-from service.backbone.prefix_cache import Entry, PrefixCache
+from service.backbone.prefix_cache import Entry, PrefixCache, PrefixCacheStats
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +138,11 @@ class PackedDecoder:
             for row in rows_of(texts, scopes, ROW_TOKENS[self._embedding.device.type]):
                 hidden_BD[row] = self._row([texts[i] for i in row], [scopes[i] if scopes else b"" for i in row])
         return hidden_BD
+
+    @property
+    def prefixes(self) -> PrefixCacheStats:
+        """What it keeps of prefixes between batches."""
+        return self.cache.stats
 
     def release_memory(self) -> None:
         """Let go of everything that can be computed again."""

@@ -27,6 +27,7 @@ class MaskedTransformer:
 
     name = "masked"
     shares_prefixes = True
+    prefixes = None
 
     def __init__(self, model: Any) -> None:
         """`model` is a base model without a head, with sdpa attention: eager attention misreads boolean masks."""
@@ -64,6 +65,7 @@ class PaddedTransformer:
 
     name = "padded"
     shares_prefixes = False
+    prefixes = None
 
     def __init__(self, model: Any) -> None:
         """`model` is a base model without a head."""
