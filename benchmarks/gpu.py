@@ -205,7 +205,10 @@ def _small(shape: Shape, place: torch.device, table: Table, seconds: float) -> N
         for _ in range(2):  # the first compiles
             _closed_loop(worker, shape, min(seconds, 3.0))
         capacity, idle = _closed_loop(worker, shape, seconds)
-        table.add(f"{shape.name}, {_name(executor)}: items/s at saturation", f"{capacity:.0f}, idle {idle:.1%}", "5 %")
+        table.add(f"{shape.name}, {_name(executor)}: items/s at saturation", f"{capacity:.0f}")
+        table.add(f"{shape.name}: idle, the worker's thread at saturation", f"{idle:.1%}")
+        if place.type == "cuda":
+            table.add(f"{shape.name}: idle, the device at saturation", f"{_device_idle(worker, shape):.1%}", "5 %")
         for share in (0.95, 0.85, 0.7, 0.5):
             rate, p50, p99 = _open_loop(worker, shape, capacity * share, seconds)
             table.add(
@@ -263,6 +266,17 @@ def _closed_loop(worker: Worker, shape: Shape, seconds: float, callers: int = 64
         thread.join()
     took = time.perf_counter() - began
     return sum(done) / took, 1.0 - (worker.stats.busy_s - before) / took
+
+
+def _device_idle(worker: Worker, shape: Shape) -> float:
+    """The share of a second in which no kernel runs, as the profiler sees it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        _closed_loop(worker, shape, 1.0)
+    took = time.perf_counter() - started
+    return 1.0 - sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / took
 
 
 def _open_loop(worker: Worker, shape: Shape, items_per_s: float, seconds: float) -> tuple[float, float, float]:
