@@ -12,6 +12,7 @@ Example: python -m benchmarks gpu
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import statistics
@@ -36,6 +37,7 @@ from service.worker.worker import Worker
 
 Texts = list[list[int]]
 _LIMIT_S = 540.0
+_SEEDS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _closed_loop(worker: Worker, shape: Shape, seconds: float, callers: int = 64
     before = worker.stats.busy_s
 
     def call(caller: int) -> None:
-        for request in _requests(shape, caller):
+        for request in _requests(shape):
             if time.perf_counter() > ends:
                 return
             for answer in worker.submit(request):
@@ -286,7 +288,7 @@ def _open_loop(worker: Worker, shape: Shape, items_per_s: float, seconds: float)
     finished = threading.Semaphore(0)
     asked = 0
     began = at = time.perf_counter()
-    for request in _requests(shape, 1000):
+    for request in _requests(shape):
         at += numbers.expovariate(items_per_s / len(request))
         if at - began > seconds:
             break
@@ -314,9 +316,9 @@ def _open_loop(worker: Worker, shape: Shape, items_per_s: float, seconds: float)
     return 10 * asked / took, 1e3 * float(p50), 1e3 * float(p99)
 
 
-def _requests(shape: Shape, seed: int) -> Iterator[Texts]:
-    """Without end: 10 items of 300 tokens that share their first 200."""
-    numbers = random.Random(seed)
+def _requests(shape: Shape) -> Iterator[Texts]:
+    """Without end: 10 items of 300 tokens that share their first 200, which nobody sent before."""
+    numbers = random.Random(next(_SEEDS))
     while True:
         yield _best_of(shape, 10, numbers)
 
