@@ -350,7 +350,8 @@ class BaseRewardReader:
             self._cache.put(keys[i], entry, now)
 
         try:
-            answers = await self._flights.run([token_key(scope, text.token_ids) for text in texts], submit, landed)
+            flown = [token_key(scope, text.token_ids) for text in texts]
+            answers = await self._flights.run(flown, submit, landed, looked_up.deadline)
             entries = [CachedBaseRewards(answer, text.truncated) for answer, text in zip(answers, texts, strict=True)]
             for key, entry in zip(keys, entries, strict=True):
                 computed[key] = entry

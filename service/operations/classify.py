@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.backbone.protocol import Message, Renderer, UnrenderableText
-from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError, Unavailable
+from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError
 from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import token_key
@@ -170,21 +169,11 @@ class Classify:
 
         A task that is cancelled takes back what nobody else asks for: what did not reach the device never will.
         """
-        keys = [token_key(scope, text) for text in texts]
-        own: set[bytes] = set()
 
         def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
-            own.update(keys[i] for i in indices)
             return self._engine.submit([texts[i] for i in indices], scope=scope, deadline=deadline)
 
-        results = await self._flights.outcomes(keys, submit, _forget)
-        # Who asked first may have had less time than this caller has.
-        late = [i for i, result in enumerate(results) if isinstance(result, Unavailable) and keys[i] not in own]
-        if late and (deadline is None or time.monotonic() < deadline):
-            again = await self._outcomes([texts[i] for i in late], scope, deadline)
-            for i, result in zip(late, again, strict=True):
-                results[i] = result
-        return results
+        return await self._flights.outcomes([token_key(scope, text) for text in texts], submit, _forget, deadline)
 
 
 def _forget(_index: int, _rewards_K: npt.NDArray[np.float64]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import pytest
 
+from service.errors import Unavailable
 from service.operations.single_flight import SingleFlight
 
 
@@ -106,4 +108,30 @@ async def test_refused_work_leaves_nothing_behind() -> None:
 
     with pytest.raises(OverflowError):
         await flights.run([b"a"], refuse, Desk().landed)
+    assert len(flights) == 0
+
+
+@in_loop
+async def test_who_has_more_time_than_the_first_caller_had_asks_again_for_what_ran_out_of_it() -> None:
+    flights, first, other = SingleFlight[str](), Desk(), Desk()
+    short = asyncio.create_task(flights.run([b"a"], first.submit, first.landed))
+    await asyncio.sleep(0)
+    later = time.monotonic() + 3600
+    longer = asyncio.create_task(flights.run([b"b", b"a"], other.submit, other.landed, later))
+    all_of = asyncio.create_task(flights.outcomes([b"a"], other.submit, other.landed, later))
+    none_left = asyncio.create_task(flights.run([b"a"], other.submit, other.landed, time.monotonic()))
+    await asyncio.sleep(0)
+    assert (first.accepted, other.accepted) == ([0], [0])
+    first.futures[0].set_exception(Unavailable("time was up"))
+    other.futures[0].set_result("B")
+    for caller in (short, none_left):
+        with pytest.raises(Unavailable):
+            await caller
+    while len(other.futures) < 2:
+        await asyncio.sleep(0)
+    other.futures[1].set_result("A")
+    assert await longer == ["B", "A"]
+    assert await all_of == ["A"]
+    assert len(other.futures) == 2
+    await asyncio.sleep(0)
     assert len(flights) == 0
