@@ -60,9 +60,9 @@ class Device:
             items: One batch.
             computed_tokens: What it was taken to cost.
         """
+        before = self._budget.tokens
         outcome = self._attempt(items)
         if not isinstance(outcome, Failure):
-            before = self._budget.tokens
             self._budget.fitted(computed_tokens)
             if self._budget.tokens != before:
                 self._show_budget()
@@ -74,6 +74,9 @@ class Device:
             answers = isolate(items, outcome, self._attempt, lambda: self._known_good is not None and not self.works())
         finally:
             self._level = logging.WARNING
+        if any(isinstance(answer, Failure) and answer.out_of_memory for answer in answers):
+            self._budget.restore(before)
+            self._show_budget()
         return [
             _error(answer, item) if isinstance(answer, Failure) else answer
             for answer, item in zip(answers, items, strict=True)

@@ -131,11 +131,34 @@ def test_a_budget_is_halved_at_once_and_grows_back_slowly_and_ever_slower():
     assert budget.tokens == 8000, "and never beyond what was set"
 
 
+def test_a_budget_that_fell_through_many_halves_of_one_batch_soon_is_what_it_was():
+    budget = BatchBudget(8192)
+    for tokens in (8192, 4096, 2048, 1024, 512):
+        budget.out_of_memory(tokens)
+    assert budget.tokens == 256
+    batches = 0
+    while budget.tokens < 8192:
+        budget.fitted(budget.tokens)
+        batches += 1
+    assert batches < 20 * 64 + 128
+
+
 def test_restarts_wait_ever_longer_and_end_where_they_come_too_often():
     policy = RestartPolicy(max_restarts=3, window_s=60.0, first_backoff_s=0.5)
     assert [policy.delay_s(now) for now in (0.0, 1.0, 2.0)] == [0.5, 1.0, 2.0]
     assert policy.delay_s(3.0) is None
     assert policy.delay_s(1000.0) == 0.5
+
+
+def test_a_text_that_does_not_fit_alone_leaves_others_their_batches(started):
+    backbone = CrampedBackbone(40)
+    worker = started(backbone)
+    futures = worker.submit([[1] * 50, *([place + 2] * 2 for place in range(7))])
+    worker.start()
+    assert "not enough memory" in str(futures[0].exception(TIMEOUT_S))
+    assert all(future.exception(TIMEOUT_S) is None for future in futures[1:])
+    wait(worker.submit([[9]]), TIMEOUT_S)
+    assert counted(worker, "batch_token_limit") == 64
 
 
 class CrampedBackbone(ScriptedBackbone):
