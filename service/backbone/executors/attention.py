@@ -7,7 +7,6 @@ product with an explicit mask. The others never look at a key that the mask woul
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -252,8 +251,7 @@ class VarlenAttention:
         starts_q = torch.tensor([0, *(run.stop for run in runs)], dtype=torch.int32, device=device)
         starts_k = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device)
         most_q, most_k = max(run.queries for run in runs), int(lengths.max())
-        # The kernel lines the last query up with the last key in either wording.
-        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+        options: dict[str, Any] = {"window_size": (-1, 0)}  # causal; the last query is lined up with the last key
         if self._page is None:
             index = torch.from_numpy(key_rows(runs, offsets, before)).to(device)
         else:
@@ -268,14 +266,10 @@ class VarlenAttention:
             elif query.shape[1] != key.shape[1]:
                 group = query.shape[1] // key.shape[1]
                 key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-            if "scale" in known:
-                options["scale"] = scale
-            elif not math.isclose(scale, query.shape[2] ** -0.5):
-                raise RuntimeError(f"torch {torch.__version__}'s varlen attention has no scale of its own")
             if self._page is not None:
                 key, value = (part.view(-1, self._page, *part.shape[1:]) for part in (key, value))
             cu_seq_k = None if self._page is not None else starts_k
-            attended: Any = varlen_attn(query, key, value, starts_q, cu_seq_k, most_q, most_k, **options)
+            attended: Any = varlen_attn(query, key, value, starts_q, cu_seq_k, most_q, most_k, scale=scale, **options)
             return attended.reshape(len(query), -1)  # type: ignore[no-any-return]
 
         return attend
