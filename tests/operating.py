@@ -55,7 +55,7 @@ class ToyEngine:
     queued_tokens: int = 0
     shared: bool = False
 
-    def check_room(self, tokens: int) -> None:
+    def check_room(self, tokens: int, *, scope: bytes = b"") -> None:
         if self.failure is not None:
             raise self.failure
 

@@ -160,7 +160,7 @@ class BaseRewardReader:
                     missing = _missing(entries, truncate)
             cache.attributes = {"texts": len(texts), "hits": len(texts) - len(missing)}
         if missing:
-            self._require_room(len(missing))
+            self._require_room(len(missing), self._keys.scope(scope))
         deadline = None if self._timeout_s is None else now + self._timeout_s
         return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing, deadline)
 
@@ -241,10 +241,10 @@ class BaseRewardReader:
         self._metrics.base_reward_cache.labels("redis", "hit").inc(hits)
         self._metrics.base_reward_cache.labels("redis", "miss").inc(len(wanted) - hits)
 
-    def _require_room(self, texts: int) -> None:
+    def _require_room(self, texts: int, scope: bytes) -> None:
         """Refuse before rendering what the engine would refuse after it: a text has one token at least."""
         try:
-            self._engine.check_room(texts)
+            self._engine.check_room(texts, scope=scope)
         except Overloaded:
             self._metrics.refusals.labels("queue").inc()
             raise

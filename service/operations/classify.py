@@ -89,7 +89,7 @@ class Classify:
         """
         self._check_number(texts, "input")
         self._check_bytes((f"input[{index}]", text) for index, text in enumerate(texts))
-        self._engine.check_room(len(texts))
+        self._engine.check_room(len(texts), scope=scope)
         tokenised = await asyncio.to_thread(self._tokenise, texts, add_special_tokens)
         return await self.ids(tokenised, scope=scope, deadline=deadline)
 
@@ -102,7 +102,7 @@ class Classify:
             As `ids`.
         """
         self._check_bytes([("messages", "".join(message["content"] for message in messages))])
-        self._engine.check_room(1)
+        self._engine.check_room(1, scope=scope)
         try:
             text = await asyncio.to_thread(
                 self._renderer.tokenise, messages[:-1], messages[-1]["content"], truncate=False

@@ -28,11 +28,12 @@ class Engine(Protocol):
         """Whether other replicas depend on it too: where it is down this process is degraded, not unready."""
         ...
 
-    def check_room(self, tokens: int) -> None:
+    def check_room(self, tokens: int, *, scope: bytes = b"") -> None:
         """Refuse early what `submit` would refuse now, before a text is rendered.
 
         Args:
             tokens: What is to come, or a lower bound of it: a text has one token at least.
+            scope: Whose it is.
 
         Raises:
             Overloaded, Unavailable: As `submit` does.

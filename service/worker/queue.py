@@ -29,6 +29,8 @@ TURNS_PER_BATCH: Final = 4
 # Beyond these the search for riders has cost more than it can find.
 _MOST_CANDIDATES: Final = 64
 _MOST_MISSES: Final = 4
+# Jobs of fewer tokens are counted whole in `FairQueue.ahead_of`: it is asked for every request under overload.
+_LARGE_TOKENS: Final = 2048
 _BYTES_PER_TOKEN: Final = len(encode([0]))
 
 Item = TypeVar("Item", bound=Costed)
@@ -58,11 +60,12 @@ class _Job(Generic[Item]):
     into the next batch.
     """
 
-    __slots__ = ("credit", "in_turn", "items", "postponed", "prefix", "scope")
+    __slots__ = ("credit", "in_turn", "items", "postponed", "prefix", "scope", "tokens")
 
     def __init__(self, scope: bytes, items: Sequence[Item]) -> None:
         self.scope = scope
         self.items = deque(items)
+        self.tokens = sum(item.tokens for item in items)
         self.credit = 0
         self.in_turn = False
         self.postponed = False
@@ -72,10 +75,12 @@ class _Job(Generic[Item]):
 class _Scope(Generic[Item]):
     """Jobs that take turns, and an index of how their first texts begin."""
 
-    __slots__ = ("by_prefix", "credit", "in_turn", "jobs", "levels", "postponed")
+    __slots__ = ("by_prefix", "credit", "in_turn", "jobs", "large", "levels", "postponed", "tokens")
 
     def __init__(self) -> None:
         self.jobs: OrderedDict[_Job[Item], None] = OrderedDict()
+        self.large: dict[_Job[Item], None] = {}
+        self.tokens = 0
         self.credit = 0
         self.in_turn = False
         self.postponed = 0
@@ -147,16 +152,31 @@ class FairQueue(Generic[Item]):
         """Jobs of which something waits."""
         return self._jobs
 
+    def ahead_of(self, tokens: int, scope: bytes, max_batch_tokens: int) -> int:
+        """About how many of the waiting tokens leave before a job of `tokens` that came now has left.
+
+        Not all of them where a job or a scope waits for more: such a one is overtaken.
+        """
+        turn = max(1, max_batch_tokens // TURNS_PER_BATCH)
+        own, share = 0, tokens + turn
+        if (same := self._scopes.get(scope)) is not None:
+            own = same.tokens - sum(job.tokens - share for job in same.large if job.tokens > share)
+        share += own
+        return own + sum(min(other.tokens, share) for other in self._scopes.values() if other is not same)
+
     def admit(self, items: Sequence[Item], scope: bytes = b"") -> None:
         """Take the texts of one job."""
         if not items:
             return
         self._jobs += 1
         self._items += len(items)
-        self._tokens += sum(item.tokens for item in items)
         job: _Job[Item] = _Job(scope, items)
         jobs = self._scopes.setdefault(scope, _Scope())
         jobs.jobs[job] = None
+        if job.tokens > _LARGE_TOKENS:
+            jobs.large[job] = None
+        jobs.tokens += job.tokens
+        self._tokens += job.tokens
         if len(jobs.jobs) == 2:  # the other one was alone
             jobs.index(next(iter(jobs.jobs)))
         jobs.index(job)
@@ -191,7 +211,7 @@ class FairQueue(Generic[Item]):
             if len(kept) == len(job.items):
                 continue
             removed += len(job.items) - len(kept)
-            self._tokens -= sum(item.tokens for item in job.items) - sum(item.tokens for item in kept)
+            self._count(self._scopes[job.scope], job, sum(item.tokens for item in kept) - job.tokens)
             job.items = kept
             self._settle_head(job)
         self._items -= removed
@@ -204,6 +224,11 @@ class FairQueue(Generic[Item]):
         self._postponed.clear()
         self._tokens = self._items = self._jobs = 0
         return items
+
+    def _count(self, scope: _Scope[Item], job: _Job[Item], tokens: int) -> None:
+        job.tokens += tokens
+        scope.tokens += tokens
+        self._tokens += tokens
 
     def _all_jobs(self) -> Iterator[_Job[Item]]:
         for scope in self._scopes.values():
@@ -218,6 +243,7 @@ class FairQueue(Generic[Item]):
         self._release(scope, job)
         scope.forget(job)
         del scope.jobs[job]
+        scope.large.pop(job, None)
         self._jobs -= 1
         if not scope.jobs:
             del self._scopes[job.scope]
@@ -226,7 +252,7 @@ class FairQueue(Generic[Item]):
         """Put a job's first text into the batch; False where it was dropped."""
         item = job.items.popleft()
         self._items -= 1
-        self._tokens -= item.tokens
+        self._count(self._scopes[job.scope], job, -item.tokens)
         if not forming.take(item):
             return False
         forming.cost.add(item)

@@ -147,7 +147,7 @@ class RemoteEngine:
             self._loop.call_soon_threadsafe(self._take, accepted)
         return [text.answer for text in accepted]
 
-    def check_room(self, tokens: int) -> None:
+    def check_room(self, tokens: int, *, scope: bytes = b"") -> None:
         """Refuse early what `submit` would refuse now; `tokens` may be a lower bound of what is to come.
 
         Raises:

@@ -63,7 +63,7 @@ class Worker:
             backbone: Used by this worker's thread only, from `start` on.
             heads: What turns its hidden states into base rewards.
             max_batch_tokens: The most tokens that one batch computes; a longer text goes alone.
-            max_queue_tokens: The most tokens that may wait for the device.
+            max_queue_tokens: The most tokens that may wait for the device ahead of a job, when that comes.
             max_queue_wait_s: The longest wait, as estimated from the device's recent speed; beyond it nothing is
                 accepted.
             max_window_s: The longest that an idle device waits for more texts where several callers ask; 0 for never.
@@ -157,14 +157,14 @@ class Worker:
             if not 0 < length <= longest:
                 raise ValueError(f"text {index} has {length} tokens; the backbone reads 1 to {longest}")
             tokens += length
-        self.check_room(tokens)  # before anything is made for it: refusing must stay cheap under overload
+        self.check_room(tokens, scope=scope)  # before anything is made for it: refusing must stay cheap under overload
         now, key = time.monotonic(), self._device.key
         items = [
             WorkItem(token_ids, len(token_ids), Answer(self._note_departure), now, scope, key(token_ids), deadline)
             for token_ids in texts
         ]
         with self._changed:
-            self._require_room(tokens)
+            self._require_room(tokens, scope)
             self._queue.admit(items, scope)
             if deadline is not None and deadline < self._next_deadline:
                 self._next_deadline = deadline
@@ -172,14 +172,14 @@ class Worker:
                 self._changed.notify_all()
         return [item.answer for item in items]
 
-    def check_room(self, tokens: int) -> None:
+    def check_room(self, tokens: int, *, scope: bytes = b"") -> None:
         """Refuse early what `submit` would refuse now; `tokens` may be a lower bound of what is to come.
 
         Raises:
             Overloaded, Unavailable: As `submit` does.
         """
         with self._changed:
-            self._require_room(tokens)
+            self._require_room(tokens, scope)
 
     def base_rewards(self, texts: Sequence[Sequence[int]], timeout_s: float | None = None) -> BaseRewards:
         """Submit and wait: [N, K]. For self-checks and scripts; raises the first text's error, or TimeoutError."""
@@ -214,22 +214,27 @@ class Worker:
         self._refuse(*self._unanswered())
         return ended
 
-    def _require_room(self, tokens: int) -> None:
+    def _require_room(self, tokens: int, scope: bytes) -> None:
         if not self._accepting:
             raise Unavailable("the worker is stopping, or has stopped")
-        refusal = self._refusal(tokens)
+        refusal = self._refusal(tokens, scope)
         # Looking through the whole queue is worth it only where it can find something.
         if refusal is not None and (self._somebody_left or time.monotonic() >= self._next_deadline):
             self._somebody_left, self._next_deadline = False, math.inf
             self._queue.discard(self._is_needless)
-            refusal = self._refusal(tokens)
+            refusal = self._refusal(tokens, scope)
         if refusal is not None:
             raise refusal
 
-    def _refusal(self, tokens: int) -> Overloaded | None:
+    def _refusal(self, tokens: int, scope: bytes) -> Overloaded | None:
         waiting = self._queue.tokens
-        if not waiting:
+        if (refusal := self._refusal_behind(waiting, tokens)) is None:
             return None
+        # A job that waits for more than its turns does not have others refused: they overtake it.
+        ahead = self._queue.ahead_of(tokens, scope, self._device.max_batch_tokens)
+        return refusal if ahead == waiting else self._refusal_behind(ahead, tokens)
+
+    def _refusal_behind(self, waiting: int, tokens: int) -> Overloaded | None:
         ahead = waiting + self._tokens_in_flight
         return self._admission.refusal(tokens, waiting=waiting, ahead=ahead, speed=self._speed.tokens_per_s)
 

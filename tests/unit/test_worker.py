@@ -379,3 +379,18 @@ def test_refusing_looks_through_the_queue_only_where_somebody_left(make, monkeyp
     futures[0].cancel()
     worker.submit([[3]])
     assert looked == [True]
+
+
+def test_a_job_that_fills_the_queue_has_nobody_else_refused(make, backbone):
+    worker = make(max_batch_tokens=8, max_queue_tokens=100)
+    worker.start()
+    backbone.may_go_on.clear()
+    large = worker.submit([[1] * 4] * 2000, scope=b"a")
+    assert backbone.entered.wait(TIMEOUT_S)
+    small = [*worker.submit([[2] * 4], scope=b"b"), *worker.submit([[3] * 4], scope=b"a")]
+    with pytest.raises(Overloaded):
+        worker.submit([[1] * 4] * 100, scope=b"b")
+    backbone.may_go_on.set()
+    wait([*small, *large], TIMEOUT_S)
+    computed = [text for batch in backbone.batches for text in batch]
+    assert max(computed.index((2,) * 4), computed.index((3,) * 4)) < 12

@@ -270,3 +270,37 @@ def test_a_batch_looks_at_what_it_takes_and_not_at_all_that_waits():
     for _ in range(20):
         served += len(queue.next_batch(8192, Counting()).items)
     assert Counting.asked < 4 * served + 20 * 200
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, st.integers(1, 6000), st.sampled_from([b"", b"a", b"b"]), st.integers(0, 3), st.integers(1, 4000))
+def test_what_leaves_before_a_job_is_about_what_was_said(drawn, large, scope, done, tokens):
+    budget = 512
+    queue: FairQueue[Waiting] = FairQueue()
+    for others, whose in drawn:
+        queue.admit(job(others, whose), whose)
+    queue.admit(job(sizes(*[50] * (large // 50 + 1)), b"a"), b"a")
+    for _ in range(done):
+        queue.next_batch(budget, PlainCost())
+    new = job(sizes(*[20] * (tokens // 20), tokens % 20 + 1), scope)
+    waiting, said = queue.tokens, queue.ahead_of(tokens, scope, budget)
+    assert said <= waiting
+    queue.admit(new, scope)
+    before, left = 0, len(new)
+    while left:
+        batch = queue.next_batch(budget, PlainCost())
+        own = sum(item.job == new[0].job for item in batch.items)
+        left -= own
+        before += batch.tokens - sum(item.tokens for item in batch.items if item.job == new[0].job)
+    assert before <= said + 2 * budget
+    queue.discard(lambda item: item.place % 2 == 0)
+    assert queue.tokens == queue.ahead_of(10**9, b"a", budget) == sum(item.tokens for item in queue.clear())
+
+
+def test_a_job_of_thousands_counts_for_a_turn_ahead_of_a_small_one_and_many_small_ones_in_full():
+    queue: FairQueue[Waiting] = FairQueue()
+    queue.admit(job(sizes(*[100] * 4096), b"a"), b"a")
+    assert queue.ahead_of(300, b"b", 1024) == queue.ahead_of(300, b"a", 1024) == 300 + 1024 // TURNS_PER_BATCH
+    for _ in range(100):
+        queue.admit(job(sizes(300), b"b"), b"b")
+    assert queue.ahead_of(300, b"b", 1024) >= 30_000
