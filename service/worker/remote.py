@@ -27,7 +27,7 @@ from service.worker.admission import Admission
 from service.worker.connection import Connection
 from service.worker.fleet import Fleet
 from service.worker.messages import BaseRewards
-from service.worker.remote_parts import Flight, RemoteText, RemoteWorker
+from service.worker.remote_parts import Flight, RemoteJob, RemoteText, RemoteWorker
 from service.worker.selfcheck import GoldenRecord, Verdict
 from service.worker.waiting import Waiting
 from service.worker.wire import OutOfTime, TextsRefused, WorkerBusy, WorkerFailed
@@ -81,8 +81,9 @@ class RemoteEngine:
             lost=self._lose,
             gained=self._pump,
         )
-        self._lock = threading.Condition()  # guards _tokens, _accepting and the hand-over to the loop
+        self._lock = threading.Condition()  # guards _tokens, _large, _accepting and the hand-over to the loop
         self._tokens = 0
+        self._large: set[RemoteJob] = set()  # the jobs that hold more than a batch
         self._accepting = True
         # What follows belongs to the loop.
         self._loop = uvloop.new_event_loop()
@@ -138,12 +139,15 @@ class RemoteEngine:
         self.check_room(tokens)
         latest = time.monotonic() + self._timeout_s
         latest = latest if deadline is None else min(latest, deadline)
-        accepted = [RemoteText(token_ids, scope, latest) for token_ids in texts]
+        job = RemoteJob(tokens)
+        accepted = [RemoteText(token_ids, scope, latest, job) for token_ids in texts]
         for text in accepted:
             text.answer.add_done_callback(lambda answer, text=text: self._note_departure(answer, text))  # type: ignore[misc]
         with self._lock:
             self._require_room(tokens)
             self._tokens += tokens
+            if tokens > self._max_batch_tokens:
+                self._large.add(job)
             self._loop.call_soon_threadsafe(self._take, accepted)
         return [text.answer for text in accepted]
 
@@ -200,7 +204,13 @@ class RemoteEngine:
         speeds = [speed for load in loads if (speed := load.speed.tokens_per_s) is not None]
         # The speed of a worker that has done nothing yet is taken for that of the others.
         speed = sum(speeds) * len(loads) / len(speeds) if speeds else None
-        refusal = self._admission.refusal(tokens, waiting=self._tokens, ahead=self._tokens, speed=speed)
+        ahead = self._tokens
+        if self._admission.refusal(tokens, waiting=ahead, ahead=ahead, speed=speed) is None:
+            return
+        # Jobs take turns: one that has more than its turns and what the workers hold does not have others refused.
+        turns = tokens + self._max_batch_tokens + sum(load.window_tokens for load in loads)
+        ahead -= sum(job.tokens - turns for job in self._large if job.tokens > turns)
+        refusal = self._admission.refusal(tokens, waiting=ahead, ahead=ahead, speed=speed)
         if refusal is not None:
             raise refusal
 
@@ -432,6 +442,10 @@ class RemoteEngine:
         self._open.discard(text)
         with self._lock:
             self._tokens -= text.tokens
+            if text.job is not None:
+                text.job.tokens -= text.tokens
+                if text.job.tokens <= 0:
+                    self._large.discard(text.job)
             if self._tokens <= 0:
                 self._lock.notify_all()
         text.on_settled()

@@ -22,6 +22,13 @@ def _nothing() -> None:
 
 
 @dataclass(slots=True, eq=False)
+class RemoteJob:
+    """What one caller submitted together: `tokens` of it have no answer yet."""
+
+    tokens: int
+
+
+@dataclass(slots=True, eq=False)
 class RemoteText:
     """One text on its way to an answer.
 
@@ -29,6 +36,7 @@ class RemoteText:
         token_ids: The text.
         scope: Whose it is; a request holds texts of one scope.
         deadline: When its caller gives up, on the monotonic clock.
+        job: What it was submitted with.
         blocks: How it begins, as `balance.prefix_blocks`; empty where that decides nothing.
         answer: Ends exactly once.
         settled: Whether it has.
@@ -43,6 +51,7 @@ class RemoteText:
     token_ids: Sequence[int]
     scope: bytes = b""
     deadline: float = math.inf
+    job: RemoteJob | None = None
     blocks: Sequence[int] = ()
     answer: Future[BaseRewards] = field(default_factory=Future)
     settled: bool = False

@@ -227,6 +227,21 @@ def test_overloaded_workers_are_passed_over_and_all_of_them_say_when(start, conn
         engine.close(1.0)
 
 
+def test_a_job_that_is_more_than_may_wait_has_nobody_else_refused(start, connect):
+    worker = start()
+    engine = connect(worker.url, max_batch_tokens=40, max_queue_tokens=400)
+    worker.backbone.may_go_on.clear()
+    large = engine.submit(some_texts(200))
+    small = [*engine.submit([[1, 2, 3]]), *engine.submit([[4, 5]], scope=b"other")]
+    with pytest.raises(Overloaded):
+        engine.submit(some_texts(200))
+    worker.backbone.may_go_on.set()
+    check([[1, 2, 3], [4, 5]], small)
+    check(some_texts(200), large)
+    assert not engine._large
+    engine.check_room(400)
+
+
 def _admits(engine: RemoteEngine) -> bool:
     try:
         engine.check_room(1)
