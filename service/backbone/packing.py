@@ -113,7 +113,10 @@ def plan(
 
 
 class PrefixTree:
-    """What a growing batch costs, in tokens after sharing: an upper bound of `plan`'s count, one text at a time."""
+    """What a growing batch costs, in tokens after sharing, one text at a time.
+
+    `plan` may compute up to `min_shared` - 1 tokens of a text more, or fewer, as its segments happen to end.
+    """
 
     def __init__(self, min_shared: int = MIN_SHARED_TOKENS) -> None:
         self._min_shared = min_shared
@@ -224,8 +227,20 @@ def _packed(nodes: Sequence[_Node], ends: Sequence[_Node | None]) -> Plan:
     return Plan(tuple(segments), tuple(last_rows), tuple(places))
 
 
-def rows_of(texts: Sequence[Sequence[int]], groups: Sequence[object] | None, max_tokens: int) -> list[list[int]]:
+def rows_of(
+    texts: Sequence[Sequence[int]],
+    groups: Sequence[object] | None,
+    max_tokens: int,
+    *,
+    min_shared: int = MIN_SHARED_TOKENS,
+) -> list[list[int]]:
     """Split a batch into rows of at most `max_tokens` computed tokens each; kin stays together.
+
+    Args:
+        texts: As `plan` takes them.
+        groups: Likewise.
+        max_tokens: Of a row's plan, with nothing known.
+        min_shared: What the rows will be planned with.
 
     Returns:
         Indices into `texts`, each exactly once; a text of more than `max_tokens` is alone.
@@ -234,16 +249,21 @@ def rows_of(texts: Sequence[Sequence[int]], groups: Sequence[object] | None, max
     group_of = [0] * len(texts) if groups is None else [number.setdefault(group, len(number)) for group in groups]
     keys = [encode(text) for text in texts]
     rows: list[list[int]] = []
+    path: list[_Node] = []
     used, previous = 0, -1
     for index in sorted(range(len(texts)), key=lambda i: (group_of[i], keys[i])):
-        shared = 0
+        start = 0
         if rows and group_of[previous] == group_of[index]:
-            shared = common_tokens(keys[previous], keys[index])
-        if rows and used + len(texts[index]) - shared <= max_tokens:
+            start = _descend(path, [], common_tokens(keys[previous], keys[index]), 0, len(texts[index]), min_shared)
+        else:
+            path = []
+        if rows and used + len(texts[index]) - start <= max_tokens:
             rows[-1].append(index)
-            used += len(texts[index]) - shared
+            used += len(texts[index]) - start
         else:
             rows.append([index])
-            used = len(texts[index])
+            used, path, start = len(texts[index]), [], 0
+        if start < len(texts[index]):
+            path.append(_Node(path[-1] if path else None, index, start, len(texts[index])))
         previous = index
     return rows
