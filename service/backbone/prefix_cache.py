@@ -17,6 +17,7 @@ Payload = TypeVar("Payload")
 
 BLOCK_TOKENS: Final = 16
 _REMEMBERED_TEXTS: Final = 2048
+_REMEMBERED_BYTES: Final = 64 << 20
 _TOKEN_BYTES: Final = 4
 
 
@@ -61,11 +62,12 @@ class PrefixCache(Generic[Payload]):
 
     def __init__(self, max_bytes: int) -> None:
         """Keep at most `max_bytes` of payload; 0 keeps nothing."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._entries: OrderedDict[tuple[bytes, bytes], Entry[Payload]] = OrderedDict()
         self._lengths: dict[bytes, Counter[int]] = {}
         self._seen = PrefixTree(BLOCK_TOKENS)
         self._order: deque[tuple[bytes, bytes]] = deque()
+        self._remembered_bytes = 0
         self.stats = PrefixCacheStats()
 
     def find(self, key: bytes, scope: bytes) -> Entry[Payload] | None:
@@ -88,20 +90,23 @@ class PrefixCache(Generic[Payload]):
             scope: Whose it is.
             known: How many tokens `find` found.
         """
-        if self._max_bytes <= 0:
+        if self.max_bytes <= 0:
             return 0
         shared = self._seen.shared_tokens(key, scope) // BLOCK_TOKENS * BLOCK_TOKENS
         self._seen.insert(key, scope)
         self._order.append((key, scope))
-        if len(self._order) > _REMEMBERED_TEXTS:
-            self._seen.remove(*self._order.popleft())
+        self._remembered_bytes += len(key)
+        while len(self._order) > _REMEMBERED_TEXTS or self._remembered_bytes > _REMEMBERED_BYTES:
+            oldest, whose = self._order.popleft()
+            self._seen.remove(oldest, whose)
+            self._remembered_bytes -= len(oldest)
         if shared <= known or (scope, key[: shared * _TOKEN_BYTES]) in self._entries:
             return 0
         return shared
 
     def put(self, key: bytes, scope: bytes, tokens: int, payload: Payload, nbytes: int) -> None:
         """Keep the first `tokens` tokens of a text. More than the cache holds altogether is not kept."""
-        if nbytes > self._max_bytes:
+        if nbytes > self.max_bytes:
             return
         place = (scope, key[: tokens * _TOKEN_BYTES])
         if place in self._entries:
@@ -109,15 +114,21 @@ class PrefixCache(Generic[Payload]):
         self._entries[place] = Entry(tokens, payload, nbytes)
         self._lengths.setdefault(scope, Counter())[tokens] += 1
         self.stats.nbytes += nbytes
-        while self.stats.nbytes > self._max_bytes:
+        while self.stats.nbytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
             self.stats.evicted += 1
         self.stats.entries = len(self._entries)
 
     def clear(self) -> None:
-        """Let everything go: the device needs the memory."""
+        """Let everything go: the device needs the memory.
+
+        Also which texts came: those of a batch that ran out of memory come again, and each would seem worth keeping.
+        """
         self._entries.clear()
         self._lengths.clear()
+        self._seen = PrefixTree(BLOCK_TOKENS)
+        self._order.clear()
+        self._remembered_bytes = 0
         self.stats.nbytes = self.stats.entries = 0
 
     def _drop(self, place: tuple[bytes, bytes]) -> None:

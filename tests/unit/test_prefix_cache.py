@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.backbone import prefix_cache
 from service.backbone.packing import encode
 from service.backbone.prefix_cache import BLOCK_TOKENS, PrefixCache
 
@@ -74,6 +75,23 @@ def test_texts_that_were_seen_long_ago_are_forgotten(count: int) -> None:
         cache.worth_keeping(encode([number] * 20), b"", 0)
     assert cache.worth_keeping(encode([0] * 40), b"", 0) == 0
     assert cache.worth_keeping(encode([count - 1] * 40), b"", 0) == BLOCK_TOKENS
+
+
+def test_long_texts_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_cache, "_REMEMBERED_BYTES", 3 * len(text(0)))
+    cache: PrefixCache[int] = PrefixCache(1)
+    for number in range(4):
+        cache.worth_keeping(encode([number, *PROMPT]), b"", 0)
+    assert cache.worth_keeping(encode([0, *PROMPT, 7]), b"", 0) == 0
+    assert cache.worth_keeping(encode([3, *PROMPT, 7]), b"", 0) == 96
+
+
+def test_a_batch_that_ran_out_of_memory_does_not_seem_to_come_twice() -> None:
+    cache: PrefixCache[int] = PrefixCache(1000)
+    assert cache.worth_keeping(text(7), b"", 0) == 0
+    cache.clear()
+    assert cache.worth_keeping(text(7), b"", 0) == 0
+    assert cache.worth_keeping(text(8), b"", 0) == 96
 
 
 def test_a_cache_of_no_size_remembers_nothing() -> None:

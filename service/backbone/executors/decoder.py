@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FAMILY: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 # Tokens that run at once: bounded by what their activations take. On CUDA the next row is planned while this one runs.
 ROW_TOKENS: Final = {"cpu": 16_384, "cuda": 8192}
+_PRODUCT: Final = "_proj"
 
 Prefix = list[tuple["Tensor", "Tensor"]]
 """Keys and values [P, key heads, head size] of a prefix, layer by layer."""
@@ -57,6 +58,8 @@ class Shape:
 
 def unsupported(model: Any) -> str | None:
     """Why this decoder cannot be run here, in words; None: it can."""
+    import torch
+
     config = model.config
     if config.model_type not in FAMILY:
         return f"its architecture is {config.model_type}"
@@ -64,6 +67,8 @@ def unsupported(model: Any) -> str | None:
         return f"its activation is {config.hidden_act}"
     if windowed(model):
         return "some of its layers see a window only"
+    if any(type(product) is not torch.nn.Linear for layer in model.layers for product in _products(layer)):
+        return "its weights are quantised"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") not in {"default", "llama3", "linear", "yarn"}:
         return f"its positions are {rope['rope_type']}"  # depend on the longest text of the batch
@@ -121,12 +126,14 @@ class PackedDecoder:
         self._gated: Any = torch.compile(gated, dynamic=True) if compiled else None
         self._embedding = model.embed_tokens.weight.detach()
         self._norm = model.norm.weight.detach()
+        numbers = 2 * len(model.layers) * self.shape.key_heads * self.shape.head_size
+        self._token_bytes = numbers * self._embedding.element_size()  # keys and values of a token, of all layers
         self._rotary = model.rotary_emb
         self._layers: list[Layer] = []
         for module in model.layers:
             self._layers.append(_layer(module, linear))
             for part in (module.self_attn, module.mlp):
-                for name in [name for name, _ in part.named_children() if name.endswith("_proj")]:
+                for name in [name for name, _ in part.named_children() if name.endswith(_PRODUCT)]:
                     delattr(part, name)  # layer by layer, or an 8B model would be in memory twice
 
     def forward(self, texts: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
@@ -134,9 +141,11 @@ class PackedDecoder:
         import torch
 
         hidden_BD = torch.empty(len(texts), self._embedding.shape[1], device=self._embedding.device)
+        rows = rows_of(texts, scopes, ROW_TOKENS[self._embedding.device.type])
         with torch.inference_mode():
-            for row in rows_of(texts, scopes, ROW_TOKENS[self._embedding.device.type]):
-                hidden_BD[row] = self._row([texts[i] for i in row], [scopes[i] if scopes else b"" for i in row])
+            # Indices go to the device at a row's start only: such a copy waits for all that runs there.
+            states = [self._row([texts[i] for i in row], [scopes[i] if scopes else b"" for i in row]) for row in rows]
+            hidden_BD[[index for row in rows for index in row]] = torch.cat(states)
         return hidden_BD
 
     @property
@@ -176,6 +185,7 @@ class PackedDecoder:
         last_T = (
             torch.tensor([run.stop for run in (runs[s] for s in dict.fromkeys(packed.segment_of))], device=device) - 1
         )
+        text_B = torch.tensor(row_of_text, device=device)  # before the layers: see `forward`
         kept_layers: list[Prefix] = [[] for _ in kept]
         for index, layer in enumerate(self._layers):
             query, key, value = self._queries_keys_values(layer, x_TD, cos_T1D, sin_T1D)
@@ -195,16 +205,26 @@ class PackedDecoder:
         for (text, tokens), layers in zip(kept, kept_layers, strict=True):
             nbytes = sum(tensor.nbytes for pair in layers for tensor in pair)
             self.cache.put(keys[text], scopes[text], tokens, layers, nbytes)
-        return self._rms(x_TD, self._norm)[torch.tensor(row_of_text, device=device)].float()
+        return self._rms(x_TD, self._norm)[text_B].float()
 
     def _kept(self, keys: Sequence[bytes], scopes: Sequence[bytes], known: Sequence[int]) -> list[tuple[int, int]]:
-        """Texts whose first tokens are worth keeping, and how many; each prefix once."""
+        """Texts whose first tokens are worth keeping, and how many; each prefix once.
+
+        No more than the cache holds, the last ones where it cannot hold all: each is a copy of its whole path, and the
+        turns of one long conversation together have a hundred times its tokens.
+        """
         kept: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         for text, (key, scope) in enumerate(zip(keys, scopes, strict=True)):
             tokens = self.cache.worth_keeping(key, scope, known[text])
             if tokens:
                 kept[scope, key[: tokens * 4]] = (text, tokens)
-        return list(kept.values())
+        fitting: list[tuple[int, int]] = []
+        room = self.cache.max_bytes // self._token_bytes
+        for text, tokens in reversed(kept.values()):
+            if tokens <= room:
+                fitting.append((text, tokens))
+                room -= tokens
+        return fitting[::-1]
 
     def _angles(self, x_TD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every token's angles [T, 1, head size / 2]."""
@@ -257,6 +277,11 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     import torch
 
     return torch.nn.functional.silu(gate) * up
+
+
+def _products(module: Any) -> list[Any]:
+    """A layer's products with weights, by the names that the family gives them."""
+    return [part for name, part in module.named_modules() if name.endswith(_PRODUCT)]
 
 
 def _layer(module: Any, linear: Callable[[Tensor, Tensor | None], Linear]) -> Layer:
