@@ -14,10 +14,10 @@ import pytest
 import torch
 from models import random_llama, random_qwen3, smollm2_directory
 
-from service.backbone.executors import choose
+from service.backbone.executors import choose, linears
 from service.backbone.executors.attention import FlexAttention, MaskedAttention, PathAttention
 from service.backbone.executors.choose import ExecutorOptions
-from service.backbone.executors.decoder import PackedDecoder
+from service.backbone.executors.decoder import PackedDecoder, unsupported
 from service.backbone.executors.linears import Float8Linear, Linear, PrepackedLinear, linear_for
 from service.backbone.load import load_backbone
 from service.errors import BackboneError
@@ -137,6 +137,26 @@ def test_a_kept_prefix_is_used_by_its_scope_alone(directories):
     torch.testing.assert_close(backbone.forward(texts, [b"ann", b"ann"]), expected_BD, atol=1e-5, rtol=1e-5)
 
 
+def test_a_batch_keeps_no_more_than_the_cache_holds(directories):
+    """Each turn of a conversation is a prefix of the next: kept whole, all together are many times the batch."""
+    generator = np.random.default_rng(10)
+    conversation = [int(token) for token in generator.integers(0, 49_152, 640)]
+    executor = PackedDecoder(_transformer(directories["llama"]), Linear, PathAttention(), choose.PrefixCache(CACHE))
+    executor.forward([conversation[:64], [*conversation[:64], 1]])
+    token_bytes = executor.cache.stats.nbytes // 64
+    gathered = []
+
+    class _Counts(choose.PrefixCache):
+        def put(self, key, scope, tokens, payload, nbytes):
+            gathered.append(tokens)
+            super().put(key, scope, tokens, payload, nbytes)
+
+    executor.cache = _Counts(1000 * token_bytes)
+    executor.forward([conversation[:turn] for turn in range(32, 641, 32)])
+    assert gathered == [384, 608]  # the last, and the last that fits beside it
+    assert executor.cache.stats.evicted == 0
+
+
 class _Leaks(PathAttention):
     """Lets each query look at every key of its run: the usual mistake."""
 
@@ -210,13 +230,35 @@ def test_other_architectures_run_as_transformers_runs_them(directories, tmp_path
             load_backbone(str(folder), device="cpu", options=ExecutorOptions(executor="packed"))
 
 
+def test_quantised_weights_are_left_to_transformers(directories):
+    model = _transformer(directories["llama"])
+    assert unsupported(model) is None
+    product = model.layers[1].mlp.up_proj
+    model.layers[1].mlp.up_proj = type("Linear8bit", (torch.nn.Linear,), {})(product.in_features, product.out_features)
+    assert unsupported(model) == "its weights are quantised"
+
+
+def test_products_that_a_cpu_lacks_are_not_used(monkeypatch):
+    """oneDNN's bfloat16 raises on a CPU without AVX-512."""
+
+    class _NoBfloat16(PrepackedLinear):
+        def __init__(self, weight_OI, bias_O):
+            if weight_OI.dtype == torch.bfloat16:
+                raise RuntimeError("bf16 path needs the cpu support")
+            super().__init__(weight_OI, bias_O)
+
+    monkeypatch.setattr(linears, "PrepackedLinear", _NoBfloat16)
+    assert linear_for("cpu", "bfloat16") is Linear
+    assert linear_for("cpu", "float32") is _NoBfloat16
+
+
 def test_products_equal_the_frameworks_own():
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
     x, other = torch.randn(33, 32, generator=generator), torch.randn(33, 48, generator=generator)
     plain, packed, small = Linear(weight, bias), PrepackedLinear(weight, bias), Float8Linear(weight, bias)
-    assert linear_for("cpu", float8=False) is PrepackedLinear
-    assert linear_for("cuda:0", float8=True) is Float8Linear
+    assert linear_for("cpu", "float32") is PrepackedLinear
+    assert linear_for("cuda:0", "float8") is Float8Linear
     for form in ("__call__", "silu", "times", "plus"):
         arguments = (x, other) if form in ("times", "plus") else (x,)
         exact = getattr(plain, form)(*arguments)

@@ -104,14 +104,21 @@ def choose_executor(load: Callable[[], Any], device: str, dtype: Dtype, options:
     alone = PaddedTransformer(model)
     expected = torch.cat([alone.forward([probe]) for probe in probes])
     reason = unsupported(model)
-    if dtype == "float8" and (reason is not None or options.executor not in ("auto", "packed")):
-        raise BackboneError(f"dtype float8 needs the packed executor, which does not run this model: {reason}")
+    if dtype == "float8" and options.executor not in ("auto", "packed"):
+        raise BackboneError(f"dtype float8 needs the packed executor; set EXECUTOR={options.executor} to auto")
+    if dtype == "float8" and reason is not None:
+        raise BackboneError(
+            f"dtype float8 needs the packed executor, which does not run this model, because {reason}; "
+            "set DTYPE to bfloat16"
+        )
     if options.executor in ("auto", "packed"):
         if reason is None:
             packed = _packed(model, device, dtype, options, probes, expected)
             if packed is not None:
                 return packed
-            if options.executor == "packed" or dtype == "float8":
+            if dtype == "float8":
+                raise BackboneError("float8 products are wrong on this device (see the log); set DTYPE to bfloat16")
+            if options.executor == "packed":
                 raise BackboneError("the packed executor is wrong on this device; set EXECUTOR=auto and see the log")
             model = load()  # its weights were taken over
         elif options.executor == "packed":
@@ -140,7 +147,7 @@ def _packed(
     cuda = device.startswith("cuda")
     decoder = PackedDecoder(
         model,
-        linear_for(device, float8=dtype == "float8"),
+        linear_for(device, dtype),
         PathAttention(),
         PrefixCache(options.prefix_cache_bytes),
         compiled=cuda,
@@ -168,6 +175,7 @@ def _packed(
     if best is None:
         return None
     decoder.attention = best[1]
+    decoder.cache = PrefixCache(options.prefix_cache_bytes)  # counts and remembers no probes
     return decoder
 
 
