@@ -15,9 +15,16 @@ import torch
 from models import random_llama, random_qwen3, smollm2_directory
 
 from service.backbone.executors import choose, linears
-from service.backbone.executors.attention import FlexAttention, MaskedAttention, PathAttention
+from service.backbone.executors.attention import (
+    FlexAttention,
+    KeyValues,
+    MaskedAttention,
+    PathAttention,
+    VarlenAttention,
+)
 from service.backbone.executors.choose import ExecutorOptions
 from service.backbone.executors.decoder import PackedDecoder, unsupported
+from service.backbone.executors.layout import Piece, Run
 from service.backbone.executors.linears import Float8Linear, Linear, PrepackedLinear, linear_for
 from service.backbone.load import load_backbone
 from service.errors import BackboneError
@@ -199,6 +206,25 @@ def test_of_several_right_forms_the_fastest_is_taken(directories, monkeypatch):
     assert load_backbone(str(directories["llama"]), device="cpu").executor.attention.name == "path"
 
 
+def test_without_a_compiler_the_packed_executor_runs_uncompiled(directories, monkeypatch, caplog):
+    """torch.compile on CUDA needs Triton, which needs a C compiler: slim images have none."""
+
+    def no_compiler(function, **options):
+        def fails(*arguments):
+            raise RuntimeError("Failed to find C compiler")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(choose, "_candidates", lambda name, cuda: [PathAttention()])
+    model = _transformer(directories["llama"])
+    texts = _mix(np.random.default_rng(11), 9, 100, 49_152)
+    alone_BD = _alone(model, texts)
+    executor = choose._packed(model, "cuda", "float32", ExecutorOptions(), texts, alone_BD)  # its CUDA path, on a CPU
+    torch.testing.assert_close(executor.forward(texts), alone_BD, atol=1e-5, rtol=1e-5)
+    assert "without torch.compile" in caplog.text
+
+
 def test_other_architectures_run_as_transformers_runs_them(directories, tmp_path, monkeypatch):
     """GPT-NeoX is packed under a mask; a Mistral whose layers see a window only is padded."""
     import shutil
@@ -285,3 +311,66 @@ def test_what_is_kept_shows_in_the_metrics_of_a_worker(directories, tmp_path):
         assert value("metareward_prefix_cache_reused_tokens") >= 64
     finally:
         opened.worker.stop(drain=False, timeout_s=10)
+
+
+def _documented_varlen(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale,
+    window_size,
+    enable_gqa,
+    seqused_k=None,
+    block_table=None,
+):
+    """What torch documents of its CUDA kernel, a query at a time."""
+    assert window_size == (-1, 0)
+    assert enable_gqa == (query.shape[1] != key.shape[-2])
+    group = query.shape[1] // key.shape[-2]
+    out = torch.empty_like(query)
+    for index, (start, stop) in enumerate(zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True)):
+        if block_table is None:
+            rows = slice(int(cu_seq_k[index]), int(cu_seq_k[index + 1]))
+            own_key, own_value = key[rows], value[rows]
+        else:
+            used = int(seqused_k[index])
+            own_key, own_value = (pool[block_table[index].long()].flatten(0, 1)[:used] for pool in (key, value))
+        own_key, own_value = (part.repeat_interleave(group, dim=1) for part in (own_key, own_value))
+        assert stop - start <= max_q
+        assert len(own_key) <= max_k
+        for at in range(start, stop):
+            seen = len(own_key) - (stop - 1 - at)
+            weights_HS = (torch.einsum("hd,shd->hs", query[at], own_key[:seen]) * scale).softmax(dim=-1)
+            out[at] = torch.einsum("hs,shd->hd", weights_HS, own_value[:seen])
+    return out
+
+
+@pytest.mark.parametrize("page", [None, 16])
+def test_varlen_is_asked_for_what_the_mask_says(directories, page, monkeypatch):
+    """The kernel runs on CUDA only; here a plain loop stands in its place, under kept prefixes too."""
+    model = _transformer(directories["qwen3"])
+    texts = _mix(np.random.default_rng(10), 9, 90, 49_152)
+    alone_BD = _alone(model, texts)
+    executor = PackedDecoder(model, Linear, VarlenAttention(page), choose.PrefixCache(CACHE))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _documented_varlen)
+    for _ in range(2):
+        assert ((executor.forward(texts) - alone_BD) @ _heads(alone_BD.shape[1]).T).abs().max() < 1e-5
+    assert executor.cache.stats.tokens_reused > 0
+
+
+@pytest.mark.parametrize("page", [None, 16])
+def test_this_torch_takes_the_call_of_varlen(page):
+    """Shapes and arguments only: its kernel needs CUDA."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    runs = [Run(0, 40, (Piece(-1, 0, 40),)), Run(40, 48, (Piece(0, 0, 32), Piece(-1, 40, 48)))]
+    attend = VarlenAttention(page).prepare(runs, [32], 48, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        query, key = torch.empty(48, 4, 64), torch.empty(48, 2, 64)
+        prefix = torch.empty(32, 2, 64)
+        assert attend(query, KeyValues([(prefix, prefix)], (key, key)), 0.125).shape == (48, 256)

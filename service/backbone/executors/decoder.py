@@ -109,8 +109,6 @@ class PackedDecoder:
             cache: Where prefixes are kept between batches.
             compiled: Whether torch.compile fuses what lies between the products; the first batches take seconds then.
         """
-        import torch
-
         first = model.layers[0].self_attn
         config = model.config
         self.attention = attention
@@ -122,8 +120,7 @@ class PackedDecoder:
             scale=float(first.scaling),
             epsilon=float(config.rms_norm_eps),
         )
-        self._turn: Any = torch.compile(turn, dynamic=True) if compiled else turn
-        self._gated: Any = torch.compile(gated, dynamic=True) if compiled else None
+        self.compile(compiled)
         self._embedding = model.embed_tokens.weight.detach()
         self._norm = model.norm.weight.detach()
         numbers = 2 * len(model.layers) * self.shape.key_heads * self.shape.head_size
@@ -135,6 +132,13 @@ class PackedDecoder:
             for part in (module.self_attn, module.mlp):
                 for name in [name for name, _ in part.named_children() if name.endswith(_PRODUCT)]:
                     delattr(part, name)  # layer by layer, or an 8B model would be in memory twice
+
+    def compile(self, compiled: bool) -> None:
+        """Whether torch.compile fuses what lies between the products, from now on."""
+        import torch
+
+        self._turn: Any = torch.compile(turn, dynamic=True) if compiled else turn
+        self._gated: Any = torch.compile(gated, dynamic=True) if compiled else None
 
     def forward(self, texts: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         """[B, D] float32 hidden states of the texts' last tokens, after the final norm."""
