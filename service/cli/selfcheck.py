@@ -40,10 +40,16 @@ def selfcheck(
     """
     settings = read_settings(checkpoint=checkpoint, backbone=backbone, device=device, dtype=dtype)
     if url:
+        if checkpoint or backbone or device or dtype:
+            raise ConfigurationError(
+                "--url asks what runs there: leave out --checkpoint, --backbone, --device, --dtype"
+            )
         answer = _ask(url.rstrip("/"), key)
     else:
         from service.runtime.selfcheck import check_settings
 
+        if not settings.engine_urls:
+            typer.echo(f"Loading {settings.checkpoint} ...", err=True)
         answer = check_settings(settings).as_json()
     if as_json:
         typer.echo(json.dumps(answer))
@@ -62,6 +68,8 @@ def _ask(url: str, key: str) -> dict[str, Any]:
     """
     import httpx
 
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"--url: {url!r} is no URL; write http://HOST:PORT")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
@@ -75,7 +83,7 @@ def _ask(url: str, key: str) -> dict[str, Any]:
         raise ConfigurationError(f"--url: what listens at {url} is no metareward server or worker") from error
     if response.status_code == 200:
         return answer
-    detail = answer.get("detail") or answer.get("error", {}).get("message", "")
+    detail = (answer.get("detail") or answer.get("error", {}).get("message", "")).rstrip(".")
     if response.status_code in (503, 504):
         raise Unavailable(f"--url: {url} answers {response.status_code}: {detail}")
     raise ConfigurationError(f"--url: {url} answers {response.status_code}: {detail}; give another --key or --url")
@@ -91,7 +99,7 @@ def _print(answer: dict[str, Any]) -> None:
     for title in ("difference", "at most"):
         table.add_column(title, no_wrap=True, justify="right")
     table.add_column("", no_wrap=True)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=1000)  # cut nothing off, however narrow the terminal is
     for worker in answer["workers"]:
         for comparison in worker["comparisons"]:
             difference = comparison["difference"]
@@ -104,9 +112,11 @@ def _print(answer: dict[str, Any]) -> None:
                 f"{comparison['tolerance']:g}",
                 f"[{colour}]{mark}[/]",
             )
+    if table.row_count:
+        console.print(table)
+    for worker in answer["workers"]:
         if not worker["comparisons"]:
             mark, colour = _MARKS[worker["status"]]
-            table.add_row(worker["worker"], "", "", "", "", f"[{colour}]{mark}[/]: {worker['detail']}")
-    console.print(table)
+            typer.echo(f"{worker['worker']}  {typer.style(mark, fg=colour)}: {worker['detail']}")
     verdict = "passed" if answer["passed"] else "failed"
     typer.echo(f"\nself-check {verdict} in {answer['seconds']:.1f} s")

@@ -439,6 +439,17 @@ def test_the_command_asks_one_that_runs_and_ends_with_1_where_it_fails() -> None
         assert "FAILED" in done.stdout
         assert "self-check failed" in done.stdout
         refused = command("--url", worker.url, "--key", "x" * 32)
+        both = command("--url", worker.url, "--dtype", "float32")
     assert refused.returncode == 2
     assert "--key" in refused.stderr
     assert key not in refused.stderr + refused.stdout
+    assert (both.returncode, "leave out" in both.stderr) == (2, True)
+    bare = command("--url", worker.url.removeprefix("http://"))
+    assert (bare.returncode, "write http://" in bare.stderr) == (2, True)
+
+
+def test_the_command_cuts_nothing_off_on_a_narrow_terminal() -> None:
+    with LiveWorker() as worker:
+        done = command(ENGINE_URL=worker.url, COLUMNS="40")
+    assert done.returncode == 1, done.stderr
+    assert "it serves another checkpoint; its heads_id is not the one of this server" in done.stdout
