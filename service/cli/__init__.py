@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -60,6 +61,8 @@ def _root(
 
 def main() -> None:
     """Run the command line. What the user can mend is one line on stderr; exit status 2, or 1 for a passing fault."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would be thousands of characters of log
     try:
         app()
     except MetarewardError as error:
