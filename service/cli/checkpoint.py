@@ -161,6 +161,7 @@ def export_to_hugging_face(
         raise InvalidInput.single("--dtype", f"must be one of {', '.join(EXPORT_DTYPES)}")
     export = export_hf(load_checkpoint(directory), output, backbone=backbone, dtype=dtype)
     pad = "an id without a token" if export.pad.text is None else export.pad.text
+    told = f"DTYPE={export.dtype} " if export.dtype in EXPORT_DTYPES else ""  # float16 is not ours: bfloat16 is assumed
     typer.echo(
         f"{output}: {export.architecture} with K = {export.heads} labels, {export.dtype}, {export.bytes / 1e9:.2f} GB "
         f"in {export.files} file(s); pad token {pad} ({export.pad.id})\n"
@@ -168,7 +169,7 @@ def export_to_hugging_face(
         "Serve it with vLLM, on a private network (--api-key does not guard /classify):\n\n"
         f"  {export.serve_command}\n\n"
         "and give that to the REST layer:\n\n"
-        f"  ENGINE_URL=http://127.0.0.1:8100 metareward serve --checkpoint {directory}"
+        f"  ENGINE_URL=http://127.0.0.1:8100 {told}metareward serve --checkpoint {directory}"
     )
 
 

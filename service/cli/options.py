@@ -13,4 +13,4 @@ BackboneOption = Annotated[
     str | None, typer.Option(help="`minilm`, a hub id or a path; default: the one of the checkpoint.")
 ]
 Device = Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:N`.")]
-DtypeOption = Annotated[str | None, typer.Option(help="`auto`, `float32` or `bfloat16`.")]
+DtypeOption = Annotated[str | None, typer.Option(help="`auto`, `float32`, `bfloat16` or, on CUDA, `float8`.")]
