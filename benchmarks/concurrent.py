@@ -83,7 +83,10 @@ def _ask(url: str, bodies: list[bytes]) -> float:
     """Seconds until all are answered, asked at the same time."""
     result = run_load(url, bodies, requests=len(bodies), connections=len(bodies))
     if result.failures:
-        raise SystemExit(f"{result.failures} requests failed")
+        raise SystemExit(
+            f"{result.failures} of {len(bodies)} requests were refused or failed; "
+            f"is the machine busy with something else (load average {os.getloadavg()[0]:.1f})?"
+        )
     return result.wall_s
 
 
