@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("export", help="directory that `metareward checkpoint export-hf` wrote")
     parser.add_argument("heads_id", help="as that command printed it")
     parser.add_argument("--port", type=int, default=8100, help="0 picks a free one")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     arguments = parser.parse_args()
     classifier = Classifier(arguments.export, arguments.device)
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), handler(classifier, arguments.heads_id))
