@@ -146,11 +146,13 @@ class ClaimRequest(Generic[Entry]):
         self._claims = claims
         self._keys = keys
         self._own: list[bytes] = []
-        self._asking = asyncio.get_running_loop().create_task(self._ask(keys))
+        self._released = False
+        self._asking = self._begin_to_ask(keys)
 
     async def answers(self) -> list[Entry | bool]:
         """See `SharedClaims.answers`."""
-        return list(await self._asking)
+        # Shielded, because who stops asking may be given a claim nevertheless, and must give it back.
+        return list(await asyncio.shield(self._asking))
 
     async def wait(self, indices: Sequence[int], patience_s: float) -> list[Entry | None]:
         """See `SharedClaims.wait`."""
@@ -161,7 +163,7 @@ class ClaimRequest(Generic[Entry]):
         while left and (left_s := give_up_at - time.monotonic()) > 0:
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
-            answers = await self._ask([self._keys[i] for i in left])
+            answers = await asyncio.shield(self._begin_to_ask([self._keys[i] for i in left]))
             still = []
             for i, answer in zip(left, answers, strict=True):
                 if answer is False:
@@ -177,14 +179,21 @@ class ClaimRequest(Generic[Entry]):
 
     def release(self) -> None:
         """See `SharedClaims.release`."""
-        self._asking.cancel()  # what it may have claimed by now expires
+        self._released = True
         self._claims.drop(self._own)
         self._own = []
+
+    def _begin_to_ask(self, keys: Sequence[bytes]) -> asyncio.Task[list[Entry | bool]]:
+        return asyncio.get_running_loop().create_task(self._ask(keys))
 
     async def _ask(self, keys: Sequence[bytes]) -> list[Entry | bool]:
         try:
             answers = await self._claims.ask(keys)
         except RedisUnavailable:
             return [True] * len(keys)
-        self._own += [key for key, answer in zip(keys, answers, strict=True) if answer is True]
+        own = [key for key, answer in zip(keys, answers, strict=True) if answer is True]
+        if self._released:  # the request has ended meanwhile
+            self._claims.drop(own)
+        else:
+            self._own += own
         return answers

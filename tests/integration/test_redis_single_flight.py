@@ -132,7 +132,11 @@ def test_tenants_wait_for_nobody_elses_texts(redis: RedisServer, database: Datab
     run(path)
 
 
-def test_who_fails_or_leaves_makes_room_for_the_next(redis: RedisServer, database: Database) -> None:
+def test_who_fails_or_leaves_makes_room_for_the_next(
+    redis: RedisServer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_claims, "CLAIM_MS", 600_000)  # none of them ends by itself
+
     async def path() -> None:
         async with SlowReplica(database, redis, failing=b"text 3") as a, SlowReplica(database, redis) as b:
             failing = asyncio.create_task(a.read(TEXTS[:8]))
@@ -154,6 +158,14 @@ def test_who_fails_or_leaves_makes_room_for_the_next(redis: RedisServer, databas
                 await leaving
             with pytest.raises(InvalidInput):
                 await a.read([*TEXTS[12:14], Text(user_says("q"), "long " * 20, "completions[2]")])
+            await until(lambda: claims(redis) == 0)
+
+            request = a.base_rewards._shared.claim([b"k" * 32])  # type: ignore[union-attr]
+            asking = asyncio.create_task(request.answers())
+            await asyncio.sleep(0)
+            asking.cancel()
+            request.release()
+            await until(lambda: request._asking.done())  # type: ignore[attr-defined]
             await a.settled()
             assert claims(redis) == 0
 
