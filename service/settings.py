@@ -47,13 +47,15 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float8"] = Field(
         "auto",
-        description="auto: bfloat16 on CUDA (MiniLM: float32), else float32. float8: CUDA of Hopper or newer only.",
+        description="auto: bfloat16 on CUDA (MiniLM: float32), else float32. float8: CUDA of Ada, Hopper or newer.",
     )
     executor: Literal["auto", "packed", "masked", "padded"] = Field(
-        "auto", description="How a decoder runs a batch; auto: packed where it can, as checked at start."
+        "auto",
+        description="How a decoder runs: packed, masked, padded; auto: the first of them that is right at start.",
     )
     attention: Literal["auto", "path", "masked", "flex", "varlen", "paged"] = Field(
-        "auto", description="The packed executor's attention; auto: path on a CPU, the fastest measured on CUDA."
+        "auto",
+        description="path, masked, flex, varlen, paged; auto: path on a CPU, the fastest measured on CUDA.",
     )
     prefix_cache_mb: Annotated[int, Field(ge=0)] = Field(
         512, description="MiB of device memory for keys and values of prompts seen before; 0 keeps none."

@@ -39,6 +39,7 @@ class ScriptedBackbone:
 
     shares_prefixes = False
     prefixes = None
+    runs_by = "scripted"
 
     def __init__(self) -> None:
         self.spec = BackboneSpec(

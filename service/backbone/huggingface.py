@@ -162,6 +162,12 @@ class HuggingFaceBackbone:
         return self.executor.shares_prefixes
 
     @property
+    def runs_by(self) -> str:
+        """Which executor was chosen, and its attention where it has several."""
+        attention = getattr(self.executor, "attention", None)
+        return self.executor.name if attention is None else f"{self.executor.name}/{attention.name}"
+
+    @property
     def prefixes(self) -> PrefixCacheStats | None:
         """What its executor keeps of prefixes between batches; None where it keeps nothing."""
         return self.executor.prefixes

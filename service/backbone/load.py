@@ -126,6 +126,6 @@ def _require_float8(name: str, device: str) -> None:
 
     if name == MINILM or device == "cpu" or torch.cuda.get_device_capability(device) < (8, 9):
         raise BackboneError(
-            "dtype float8 needs a decoder on a CUDA device with float8 products (Hopper, Ada or newer); "
+            "dtype float8 needs a decoder on a CUDA device with float8 products (Ada, Hopper or newer); "
             "set DTYPE to bfloat16"
         )

@@ -119,6 +119,7 @@ class MiniLM:
 
     shares_prefixes = False  # a token of an encoder depends on those behind it too
     prefixes = None
+    runs_by = "packed"
 
     def __init__(self, *, device: str, dtype: Dtype, max_tokens: int | None = None) -> None:
         import safetensors.torch

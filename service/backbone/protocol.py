@@ -182,6 +182,10 @@ class Backbone(Protocol):
         """Whether texts of a batch that begin alike share the computation of what they have in common."""
 
     @property
+    def runs_by(self) -> str:
+        """What runs its batches, for `/info`."""
+
+    @property
     def prefixes(self) -> PrefixCacheStats | None:
         """What it keeps of prefixes between batches; None where it keeps nothing."""
 

@@ -30,7 +30,9 @@ class Golden(_Strict):
     """Base rewards of the golden texts, as recorded in training."""
 
     texts_id: HexDigest
-    dtype: Literal["float32", "bfloat16", "float8"] = Field(default="float32", description="What they were computed in.")
+    dtype: Literal["float32", "bfloat16", "float8"] = Field(
+        default="float32", description="What they were computed in."
+    )
     base_rewards: list[list[float]]
 
 

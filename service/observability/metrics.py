@@ -144,7 +144,8 @@ class WorkerMetrics(_Family):
             {"against": ("batched", "neighbours", "recorded")},
         )
         self.self_check_passed = self._gauge(
-            "selfcheck_passed", "1 unless the last self-check found the engine's numbers wrong."
+            "selfcheck_passed",
+            "1 unless the last self-check found the engine's numbers wrong; 0 also before the first, while it loads.",
         )
         self.self_checks = self._counter(
             "selfchecks",

@@ -74,7 +74,8 @@ def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | N
     def close() -> None:
         opened.worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
 
-    return EngineParts(opened.worker, backbone.renderer, backbone.spec.as_json(), opened.check, close)
+    description = {**backbone.spec.as_json(), "executor": backbone.runs_by}
+    return EngineParts(opened.worker, backbone.renderer, description, opened.check, close)
 
 
 @dataclass(frozen=True)
