@@ -110,6 +110,8 @@ class Dispatch:
             now = time.monotonic()
             up = self._fleet.up()
             awake = [worker for worker in up if worker.load.paused_until <= now]
+            if not awake and any(worker.load.requests for worker in up):
+                return  # they are busy with what was accepted here: an answer will come, and come back here
             if not awake:
                 pause_s = min((worker.load.paused_until - now for worker in up), default=0.0)
                 error = busy(pause_s) if up else nobody(self._fleet)
@@ -179,6 +181,8 @@ class Dispatch:
         worker.load.returned(flight.tokens, time.monotonic(), answered=flight.answered)
         if flight.answered and worker.connection is not None:
             worker.load.told(worker.connection.queued_tokens)
+            if worker.connection.queued_tokens == 0:
+                worker.load.paused_until = 0.0  # as when it is looked after: an empty queue takes anything
         self._fleet.show(worker)
         self.pump()
 

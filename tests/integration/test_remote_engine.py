@@ -242,6 +242,17 @@ def test_a_job_that_is_more_than_may_wait_has_nobody_else_refused(start, connect
     engine.check_room(400)
 
 
+def test_a_worker_that_is_full_of_a_job_does_not_have_the_rest_of_it_refused(start, connect):
+    worker = start(max_queue_tokens=100)
+    engine = connect(worker.url, max_batch_tokens=64)
+    worker.backbone.may_go_on.clear()
+    futures = engine.submit(some_texts(20))
+    pauses = engine._fleet.workers[worker.url.removeprefix("http://")].load
+    until(lambda: pauses.paused_until > 0)
+    worker.backbone.may_go_on.set()
+    check(some_texts(20), futures)
+
+
 def _admits(engine: RemoteEngine) -> bool:
     try:
         engine.check_room(1)
