@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     )
     max_tokens: Count | None = Field(None, description="Longest text in tokens; empty: 4096 or the model's own limit.")
     max_batch_tokens: Count = Field(8192, description="Tokens in one forward pass.")
-    max_queue_tokens: Count = Field(524_288, description="Tokens that may wait ahead of a request; beyond it it gets 503.")
+    max_queue_tokens: Count = Field(
+        524_288, description="Tokens that may wait ahead of a request; beyond it it gets 503."
+    )
     max_queue_wait_s: Seconds = Field(
         4.0, description="Longest wait for the engine, as estimated on arrival; beyond it requests get 503."
     )

@@ -35,10 +35,10 @@ class DeadlyError(BaseException):
     pass
 
 
-def indiscreet_tokenise(self: Any, messages: Any, completion: str, *, truncate: bool) -> Any:
+def indiscreet_tokenise(self: Any, messages: Any, completion: str, *, truncate: bool, memo: Any = None) -> Any:
     if "tokenizer-fails" in completion:
         raise IndiscreetError(f"cannot tokenise {messages} and {completion}")
-    tokenised = tokenise(self, messages, completion, truncate=truncate)
+    tokenised = tokenise(self, messages, completion, truncate=truncate, memo=memo)
     TEXTS[tuple(tokenised.token_ids)] = f"{messages} {completion}"
     return tokenised
 

@@ -288,7 +288,7 @@ class WorkerApp:
             case _RefusedError():
                 return error
             case TimeoutError():
-                return _RefusedError(504, f"not done in time, {self._timeout_s:g} s at most", retry_after_s=1.0)
+                return _RefusedError(504, f"not done within x-timeout-ms, or {self._timeout_s:g} s", retry_after_s=1.0)
             case InvalidInput():
                 return _RefusedError(400, str(error), param=error.issues[0].field)
             case NotFound():

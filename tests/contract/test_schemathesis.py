@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from documented import REST_DOCUMENT, ROOT, WORKER_DOCUMENT
@@ -29,7 +30,12 @@ EXAMPLES = 40
 def rest_server(request: pytest.FixtureRequest) -> tuple[str, str]:
     """URL and a key of a server whose every route is behind keys."""
     guarded: Guarded = request.getfixturevalue("guarded")
-    return guarded.server.url, guarded.key("schemathesis", "admin")
+    url, key = guarded.server.url, guarded.key("schemathesis", "admin")
+    # Whether an example happens to make the user before another deletes it depends on what else is tested.
+    pair = {"prompt": "Which?", "chosen": "This.", "rejected": "That."}
+    headers = {"Authorization": f"Bearer {key}"}
+    httpx.post(f"{url}/users/{POSSIBLE['user_id']}/adapt", json={"pairs": [pair]}, headers=headers).raise_for_status()
+    return url, key
 
 
 def worker_server(request: pytest.FixtureRequest) -> tuple[str, str]:
@@ -93,6 +99,8 @@ def test_what_is_sent_is_answered_as_documented(
         if mode is GenerationMode.POSITIVE:
             case.body = with_what_is_possible(case.body)
             case.path_parameters = with_what_is_possible(case.path_parameters)
+            if case.headers and "x-timeout-ms" in case.headers:  # who waits for a millisecond gets 504, as documented
+                case.headers["x-timeout-ms"] = "60000"
         response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
         answered.add(response.status_code)
         case.validate_response(response, checks=CHECKS)

@@ -189,7 +189,10 @@ def test_overload_is_503_with_retry_after_before_any_work():
         live.backbone.may_go_on.clear()
         waiting = [threading.Thread(target=httpx.post, args=(f"{live.url}/classify",), kwargs={
             "json": {"input": [[first, 2, 3, 4]]}, "timeout": TIMEOUT_S}) for first in range(3)]  # fmt: skip
-        for thread in waiting:
+        live.backbone.entered.clear()
+        waiting[0].start()
+        assert live.backbone.entered.wait(TIMEOUT_S)  # on the device, so that the other two fill the queue
+        for thread in waiting[1:]:
             thread.start()
         until(lambda: live.worker.queued_tokens == 12)
         response = classify(client, input=[[1]])

@@ -104,9 +104,9 @@ def test_no_request_and_no_failure_puts_a_text_a_user_or_a_key_into_the_log(serv
         ]
         with pytest.raises(httpx.ReadTimeout):
             client.post("/score", json=score("device-slow", prompt="Leaves early"), timeout=0.3)
-        assert client.post("/score", json=score("worker-dies")).status_code == 503
+        assert client.post("/score", json=score("worker-dies")).status_code == 500
         deadline = time.monotonic() + 30
-        while "worker's thread dies" not in server.output and time.monotonic() < deadline:
+        while "metareward-worker dies" not in server.output and time.monotonic() < deadline:
             time.sleep(0.05)
 
     log = server.output
@@ -117,7 +117,7 @@ def test_no_request_and_no_failure_puts_a_text_a_user_or_a_key_into_the_log(serv
         "KeyError: (message of",
         "__main__.DeadlyError: (message of",
         "in indiscreet_tokenise",
-        "the worker's thread dies",
+        "thread metareward-worker dies",
         "Task exception was never retrieved",
         "Exception in callback",
         "a log record could not be written",

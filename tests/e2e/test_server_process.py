@@ -168,7 +168,7 @@ def test_checkpoint_and_database_commands(tmp_path: Path) -> None:
     assert "minilm" in shown.stdout
     verified = metareward("checkpoint", "verify", "--engine")
     assert verified.returncode == 0, verified.stderr
-    assert "to the record" in verified.stdout
+    assert "recorded" in verified.stdout
     url = f"sqlite:///{tmp_path / 'x.db'}"
     assert metareward("db", "check", DATABASE_URL=url).returncode == 2
     assert metareward("db", "upgrade", DATABASE_URL=url).returncode == 0
