@@ -27,7 +27,7 @@ OTHERS = (
     "packing",
     "equality",
     "gpu",
-    "concurrent",
+    "at_once",
 )
 NAMES = DEFAULTS + OTHERS
 

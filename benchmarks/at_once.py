@@ -4,7 +4,7 @@ Each round has a fresh prompt of about 400 tokens and completions of about 100. 
 computed), and what the service costs beyond its engine. Goals: 16 single requests at 75 % of one request's throughput;
 repeated texts under 2 ms at p50; under 2 ms beyond the engine at p50.
 
-Example: python -m benchmarks concurrent --rounds 5
+Example: python -m benchmarks at_once --rounds 5
 """
 
 from __future__ import annotations
