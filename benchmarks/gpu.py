@@ -327,18 +327,19 @@ def _requests(shape: Shape) -> Iterator[Texts]:
 def _host_seconds(worker: Worker, shape: Shape, place: torch.device) -> float:
     """What the host does for a batch before the device can begin: forests, rows, tensors."""
     from service.backbone.executors.layout import ends_of, runs_of
-    from service.backbone.packing import plan, rows_of
+    from service.backbone.packing import encode, plan, rows_of
 
     numbers = random.Random(2)
     texts = [text for _ in range(7) for text in _best_of(shape, 10, numbers)]
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
-        rows_of(texts, None, 8192)
-        packed = plan(texts)
+        keys = [encode(text) for text in texts]
+        rows_of(keys, None, 8192)
+        packed = plan(keys)
         runs = runs_of(packed, [-1] * len(texts), [0] * len(texts))
         ends_of(packed, runs)
-        torch.tensor([token for s in packed.segments for token in texts[s.text][s.start : s.stop]], device=place)
+        torch.tensor(packed.token_ids(texts), device=place)
         best = min(best, time.perf_counter() - started)
     return best
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 # Sharing less than this saves less than another segment costs: 16 tokens are 1 % of a small batch.
 MIN_SHARED_TOKENS: Final = 16
-_BYTES: Final = array("I").itemsize
+TOKEN_BYTES: Final = array("I").itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,14 @@ class Plan:
         """Rows: tokens that are computed."""
         return sum(segment.tokens for segment in self.segments)
 
+    def token_ids(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """The token of each row; `texts` are those that were planned."""
+        return [token for s in self.segments for token in texts[s.text][s.start : s.stop]]
+
+    def positions(self) -> list[int]:
+        """For each row the place of its token in its text."""
+        return [position for s in self.segments for position in range(s.start, s.stop)]
+
     def path(self, index: int) -> tuple[int, ...]:
         """Indices of the segments from a root down to `index`, both included."""
         path = [index]
@@ -71,7 +79,7 @@ class Plan:
 
 
 def plan(
-    texts: Sequence[Sequence[int]],
+    keys: Sequence[bytes],
     groups: Sequence[object] | None = None,
     known: Sequence[int] | None = None,
     *,
@@ -80,7 +88,7 @@ def plan(
     """Pack texts into one row.
 
     Args:
-        texts: B >= 1 texts as token ids, none empty.
+        keys: B >= 1 texts, `encode`d, none empty.
         groups: One key per text; texts of different keys share nothing. None: all may share.
         known: For each text how many leading tokens need no computation because their keys and values are at hand;
             less than its length. Texts of one group must know the same ones. None: nothing is known.
@@ -89,26 +97,19 @@ def plan(
     Returns:
         Each distinct token path once, but for runs shorter than `min_shared`.
     """
-    keys = [encode(text) for text in texts]
-    number: dict[object, int] = {}
-    group_of = [0] * len(texts) if groups is None else [number.setdefault(group, len(number)) for group in groups]
     nodes: list[_Node] = []
-    ends: list[_Node | None] = [None] * len(texts)
+    ends: list[_Node | None] = [None] * len(keys)
     path: list[_Node] = []
-    previous = -1
-    for index in sorted(range(len(texts)), key=lambda i: (group_of[i], keys[i])):
-        start = 0 if known is None else known[index]
-        if previous < 0 or group_of[previous] != group_of[index]:
-            path, shared = [], start
-        else:
-            shared = max(start, common_tokens(keys[previous], keys[index]))
-        shared = _descend(path, nodes, shared, start, len(texts[index]), min_shared)
-        if shared < len(texts[index]):
-            leaf = _Node(path[-1] if path else None, index, shared, len(texts[index]))
+    for index, common in _in_order(keys, groups):
+        start, length = 0 if known is None else known[index], len(keys[index]) // TOKEN_BYTES
+        if common is None:
+            path, common = [], start
+        shared = _descend(path, nodes, max(start, common), start, length, min_shared)
+        if shared < length:
+            leaf = _Node(path[-1] if path else None, index, shared, length)
             nodes.append(leaf)
             path.append(leaf)
         ends[index] = path[-1]
-        previous = index
     return _packed(nodes, ends)
 
 
@@ -122,23 +123,12 @@ class PrefixTree:
         self._min_shared = min_shared
         self._keys: dict[bytes, list[bytes]] = {}
 
-    def added_tokens(self, token_ids: Sequence[int], scope: bytes = b"") -> int:
-        """Tokens that the text would add to the batch."""
-        return len(token_ids) - self.shared_tokens(encode(token_ids), scope)
-
-    def add(self, token_ids: Sequence[int], scope: bytes = b"") -> int:
-        """Take the text into the batch; returns the tokens that it added."""
-        key = encode(token_ids)
-        added = len(token_ids) - self.shared_tokens(key, scope)
-        self.insert(key, scope)
-        return added
-
     def insert(self, key: bytes, scope: bytes = b"") -> None:
         """Take in a text by its `encode`d ids."""
         insort(self._keys.setdefault(scope, []), key)
 
     def remove(self, key: bytes, scope: bytes = b"") -> None:
-        """Take out a text that was added or inserted, by its `encode`d ids."""
+        """Take out a text that was inserted."""
         keys = self._keys[scope]
         del keys[bisect_left(keys, key)]
         if not keys:
@@ -153,7 +143,7 @@ class PrefixTree:
         shared = 0
         for neighbour in keys[max(0, place - 1) : place + 1]:
             shared = max(shared, common_tokens(neighbour, key))
-        return shared if shared >= self._min_shared or shared * _BYTES == len(key) else 0
+        return shared if shared >= self._min_shared or shared * TOKEN_BYTES == len(key) else 0
 
 
 def encode(token_ids: Sequence[int]) -> bytes:
@@ -163,12 +153,12 @@ def encode(token_ids: Sequence[int]) -> bytes:
 
 def common_tokens(left: bytes, right: bytes) -> int:
     """How many leading tokens two `encode`d texts have in common."""
-    low, high = 0, min(len(left), len(right)) // _BYTES
-    if left[: high * _BYTES] == right[: high * _BYTES]:
+    low, high = 0, min(len(left), len(right)) // TOKEN_BYTES
+    if left[: high * TOKEN_BYTES] == right[: high * TOKEN_BYTES]:
         return high
     while low < high:  # comparing slices is a memcmp: eleven of them find the place in 2,000 tokens
         middle = (low + high + 1) // 2
-        if left[low * _BYTES : middle * _BYTES] == right[low * _BYTES : middle * _BYTES]:
+        if left[low * TOKEN_BYTES : middle * TOKEN_BYTES] == right[low * TOKEN_BYTES : middle * TOKEN_BYTES]:
             low = middle
         else:
             high = middle - 1
@@ -228,7 +218,7 @@ def _packed(nodes: Sequence[_Node], ends: Sequence[_Node | None]) -> Plan:
 
 
 def rows_of(
-    texts: Sequence[Sequence[int]],
+    keys: Sequence[bytes],
     groups: Sequence[object] | None,
     max_tokens: int,
     *,
@@ -237,33 +227,42 @@ def rows_of(
     """Split a batch into rows of at most `max_tokens` computed tokens each; kin stays together.
 
     Args:
-        texts: As `plan` takes them.
+        keys: As `plan` takes them.
         groups: Likewise.
         max_tokens: Of a row's plan, with nothing known.
         min_shared: What the rows will be planned with.
 
     Returns:
-        Indices into `texts`, each exactly once; a text of more than `max_tokens` is alone.
+        Indices into `keys`, each exactly once; a text of more than `max_tokens` is alone.
     """
-    number: dict[object, int] = {}
-    group_of = [0] * len(texts) if groups is None else [number.setdefault(group, len(number)) for group in groups]
-    keys = [encode(text) for text in texts]
     rows: list[list[int]] = []
     path: list[_Node] = []
-    used, previous = 0, -1
-    for index in sorted(range(len(texts)), key=lambda i: (group_of[i], keys[i])):
-        start = 0
-        if rows and group_of[previous] == group_of[index]:
-            start = _descend(path, [], common_tokens(keys[previous], keys[index]), 0, len(texts[index]), min_shared)
-        else:
-            path = []
-        if rows and used + len(texts[index]) - start <= max_tokens:
+    used = 0
+    for index, common in _in_order(keys, groups):
+        length = len(keys[index]) // TOKEN_BYTES
+        if common is None:
+            path, common = [], 0
+        start = _descend(path, [], common, 0, length, min_shared)
+        if rows and used + length - start <= max_tokens:
             rows[-1].append(index)
-            used += len(texts[index]) - start
+            used += length - start
         else:
             rows.append([index])
-            used, path, start = len(texts[index]), [], 0
-        if start < len(texts[index]):
-            path.append(_Node(path[-1] if path else None, index, start, len(texts[index])))
-        previous = index
+            used, path, start = length, [], 0
+        if start < length:
+            path.append(_Node(path[-1] if path else None, index, start, length))
     return rows
+
+
+def _in_order(keys: Sequence[bytes], groups: Sequence[object] | None) -> Iterator[tuple[int, int | None]]:
+    """Indices of texts so that kin stand together, and how many tokens each has in common with the one before it.
+
+    None where a group begins: what stands before shares nothing.
+    """
+    number: dict[object, int] = {}
+    group_of = [0] * len(keys) if groups is None else [number.setdefault(group, len(number)) for group in groups]
+    order = sorted(range(len(keys)), key=lambda i: (group_of[i], keys[i]))
+    for place, index in enumerate(order):
+        before = order[place - 1]
+        kin = place > 0 and group_of[before] == group_of[index]
+        yield index, common_tokens(keys[before], keys[index]) if kin else None

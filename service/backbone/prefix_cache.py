@@ -11,14 +11,13 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from service.backbone.packing import PrefixTree
+from service.backbone.packing import TOKEN_BYTES, PrefixTree
 
 Payload = TypeVar("Payload")
 
 BLOCK_TOKENS: Final = 16
 _REMEMBERED_TEXTS: Final = 2048
 _REMEMBERED_BYTES: Final = 64 << 20
-_TOKEN_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,9 +72,9 @@ class PrefixCache(Generic[Payload]):
     def find(self, key: bytes, scope: bytes) -> Entry[Payload] | None:
         """The longest kept prefix of a text (`packing.encode`d), shorter than it: its last token is always computed."""
         self.stats.lookups += 1
-        tokens = len(key) // _TOKEN_BYTES
+        tokens = len(key) // TOKEN_BYTES
         for length in sorted(self._lengths.get(scope, ()), reverse=True):
-            if length < tokens and (place := (scope, key[: length * _TOKEN_BYTES])) in self._entries:
+            if length < tokens and (place := (scope, key[: length * TOKEN_BYTES])) in self._entries:
                 self._entries.move_to_end(place)
                 self.stats.hits += 1
                 self.stats.tokens_reused += length
@@ -100,7 +99,7 @@ class PrefixCache(Generic[Payload]):
             oldest, whose = self._order.popleft()
             self._seen.remove(oldest, whose)
             self._remembered_bytes -= len(oldest)
-        if shared <= known or (scope, key[: shared * _TOKEN_BYTES]) in self._entries:
+        if shared <= known or (scope, key[: shared * TOKEN_BYTES]) in self._entries:
             return 0
         return shared
 
@@ -108,7 +107,7 @@ class PrefixCache(Generic[Payload]):
         """Keep the first `tokens` tokens of a text. More than the cache holds altogether is not kept."""
         if nbytes > self.max_bytes:
             return
-        place = (scope, key[: tokens * _TOKEN_BYTES])
+        place = (scope, key[: tokens * TOKEN_BYTES])
         if place in self._entries:
             self._drop(place)
         self._entries[place] = Entry(tokens, payload, nbytes)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
-from service.backbone.packing import MIN_SHARED_TOKENS, encode
+from service.backbone.packing import MIN_SHARED_TOKENS, TOKEN_BYTES
 from service.worker.batch_cost import BatchCost, Costed
 
 TURNS_PER_BATCH: Final = 4
@@ -31,7 +31,6 @@ _MOST_CANDIDATES: Final = 64
 _MOST_MISSES: Final = 4
 # Jobs of fewer tokens are counted whole in `FairQueue.ahead_of`: it is asked for every request under overload.
 _LARGE_TOKENS: Final = 2048
-_BYTES_PER_TOKEN: Final = len(encode([0]))
 
 Item = TypeVar("Item", bound=Costed)
 
@@ -374,4 +373,4 @@ class FairQueue(Generic[Item]):
 def _prefix(item: Costed) -> bytes:
     """How a text must begin to be worth computing with this one: a quarter to a half of it, a power of two tokens."""
     tokens = 1 << ((item.tokens // 2).bit_length() - 1) if item.tokens > 1 else 0
-    return item.key[: tokens * _BYTES_PER_TOKEN] if tokens >= MIN_SHARED_TOKENS else b""
+    return item.key[: tokens * TOKEN_BYTES] if tokens >= MIN_SHARED_TOKENS else b""

@@ -16,7 +16,7 @@ from service.backbone.executors.layout import (
     runs_of,
     visible,
 )
-from service.backbone.packing import Plan, plan
+from service.backbone.packing import Plan, encode, plan
 
 _KNOWN = ((7, 7, 8), (7, 9))
 
@@ -30,7 +30,7 @@ def _batches(draw: st.DrawFn) -> tuple[list[list[int]], Plan, list[int], list[in
         texts.append([*(_KNOWN[source] if source >= 0 else ()), *run])
         sources.append(source)
     known = [len(_KNOWN[source]) if source >= 0 else 0 for source in sources]
-    return texts, plan(texts, sources, known, min_shared=1), sources, known
+    return texts, plan([encode(text) for text in texts], sources, known, min_shared=1), sources, known
 
 
 def _tokens_by_row(texts: list[list[int]], packed: Plan) -> list[int]:

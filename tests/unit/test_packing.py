@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backbone.packing import MIN_SHARED_TOKENS, Plan, PrefixTree, common_tokens, encode, plan, rows_of
+from service.backbone import packing
+from service.backbone.packing import MIN_SHARED_TOKENS, Plan, PrefixTree, common_tokens, encode
 
 # Few ids and nested prefixes, so that texts often begin alike, repeat, or end inside one another.
 _runs = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 _batches = st.lists(_runs, min_size=1, max_size=12)
+
+
+def plan(texts: Sequence[Sequence[int]], *arguments: Any, **options: Any) -> Plan:
+    return packing.plan([encode(text) for text in texts], *arguments, **options)
+
+
+def rows_of(texts: Sequence[Sequence[int]], *arguments: Any, **options: Any) -> list[list[int]]:
+    return packing.rows_of([encode(text) for text in texts], *arguments, **options)
 
 
 def _read(plan_: Plan, texts: Sequence[Sequence[int]], index: int, known: int = 0) -> list[int]:
@@ -86,13 +96,12 @@ def test_a_growing_batch_costs_what_its_plan_computes(texts: list[list[int]], da
     tree = PrefixTree(min_shared=1)
     cost = 0
     for text, group in zip(texts, groups, strict=True):
-        expected = tree.added_tokens(text, group)
-        assert tree.add(text, group) == expected
-        cost += expected
+        cost += len(text) - tree.shared_tokens(encode(text), group)
+        tree.insert(encode(text), group)
     assert cost == plan(texts, groups, min_shared=1).tokens
     for text, group in zip(texts, groups, strict=True):
         tree.remove(encode(text), group)
-    assert tree.added_tokens(texts[0], groups[0]) == len(texts[0])
+    assert tree.shared_tokens(encode(texts[0]), groups[0]) == 0
 
 
 @given(_batches, st.integers(1, 30), st.integers(1, 5), st.data())

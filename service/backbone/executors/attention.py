@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from service.backbone.executors.layout import Piece, Run, alike, key_rows, pages_of, visible
@@ -277,7 +278,7 @@ class VarlenAttention:
 
 def _offsets(prefix_tokens: Sequence[int]) -> list[int]:
     """Where each prefix begins in the concatenation of all."""
-    return [sum(prefix_tokens[:index]) for index in range(len(prefix_tokens))]
+    return [0, *accumulate(prefix_tokens)][:-1]
 
 
 def _filled(rows: Tensor, length: int) -> Tensor:

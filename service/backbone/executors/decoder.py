@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from service.backbone.executors.attention import Attention, KeyValues
 from service.backbone.executors.layout import ends_of, first_pieces, runs_of
 from service.backbone.executors.linears import Linear
-from service.backbone.packing import encode, plan, rows_of
+from service.backbone.packing import TOKEN_BYTES, encode, plan, rows_of
 from service.backbone.prefix_cache import Entry, PrefixCache, PrefixCacheStats
 
 if TYPE_CHECKING:
@@ -145,10 +145,14 @@ class PackedDecoder:
         import torch
 
         hidden_BD = torch.empty(len(texts), self._embedding.shape[1], device=self._embedding.device)
-        rows = rows_of(texts, scopes, ROW_TOKENS[self._embedding.device.type])
+        keys = [encode(text) for text in texts]
+        whose = scopes or [b""] * len(texts)
+        rows = rows_of(keys, whose, ROW_TOKENS[self._embedding.device.type])
         with torch.inference_mode():
             # Indices go to the device at a row's start only: such a copy waits for all that runs there.
-            states = [self._row([texts[i] for i in row], [scopes[i] if scopes else b"" for i in row]) for row in rows]
+            states = [
+                self._row([texts[i] for i in row], [keys[i] for i in row], [whose[i] for i in row]) for row in rows
+            ]
             hidden_BD[[index for row in rows for index in row]] = torch.cat(states)
         return hidden_BD
 
@@ -161,10 +165,9 @@ class PackedDecoder:
         """Let go of everything that can be computed again."""
         self.cache.clear()
 
-    def _row(self, texts: Sequence[Sequence[int]], scopes: Sequence[bytes]) -> Tensor:
+    def _row(self, texts: Sequence[Sequence[int]], keys: Sequence[bytes], scopes: Sequence[bytes]) -> Tensor:
         import torch
 
-        keys = [encode(text) for text in texts]
         found = [self.cache.find(key, scope) for key, scope in zip(keys, scopes, strict=True)]
         sources: dict[int, int] = {}
         prefixes: list[Entry[Prefix]] = []
@@ -174,14 +177,14 @@ class PackedDecoder:
                 prefixes.append(entry)
         source_of = [-1 if entry is None else sources[id(entry)] for entry in found]
         known = [0 if entry is None else entry.tokens for entry in found]
-        packed = plan(texts, list(zip(scopes, source_of, strict=True)), known)
+        packed = plan(keys, list(zip(scopes, source_of, strict=True)), known)
         runs = runs_of(packed, source_of, known)
         ends, row_of_text = ends_of(packed, runs)
         kept = self._kept(keys, scopes, known)
 
         device = self._embedding.device
-        ids_T = torch.tensor([t for s in packed.segments for t in texts[s.text][s.start : s.stop]], device=device)
-        positions_T = torch.tensor([p for s in packed.segments for p in range(s.start, s.stop)], device=device)
+        ids_T = torch.tensor(packed.token_ids(texts), device=device)
+        positions_T = torch.tensor(packed.positions(), device=device)
         x_TD = self._embedding[ids_T]
         cos_T1D, sin_T1D = self._angles(x_TD, positions_T)
         attend = self.attention.prepare(runs, [entry.tokens for entry in prefixes], packed.tokens, device)
@@ -221,7 +224,7 @@ class PackedDecoder:
         for text, (key, scope) in enumerate(zip(keys, scopes, strict=True)):
             tokens = self.cache.worth_keeping(key, scope, known[text])
             if tokens:
-                kept[scope, key[: tokens * 4]] = (text, tokens)
+                kept[scope, key[: tokens * TOKEN_BYTES]] = (text, tokens)
         fitting: list[tuple[int, int]] = []
         room = self.cache.max_bytes // self._token_bytes
         for text, tokens in reversed(kept.values()):

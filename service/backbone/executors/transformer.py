@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from service.backbone.batches import padded_groups
 from service.backbone.executors.layout import runs_of, visible
-from service.backbone.packing import plan, rows_of
+from service.backbone.packing import encode, plan, rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,16 +40,15 @@ class MaskedTransformer:
         device = self._model.device
         hidden_BD = torch.empty(len(texts), int(self._model.config.hidden_size), device=device)
         with torch.inference_mode():
-            for row in rows_of(texts, scopes, _MASKED_ROW_TOKENS):
+            keys = [encode(text) for text in texts]
+            for row in rows_of(keys, scopes, _MASKED_ROW_TOKENS):
                 part = [texts[index] for index in row]
-                packed = plan(part, None if scopes is None else [scopes[index] for index in row])
+                packed = plan([keys[index] for index in row], None if scopes is None else [scopes[i] for i in row])
                 runs = runs_of(packed, [-1] * len(part), [0] * len(part))
-                ids = [token for s in packed.segments for token in part[s.text][s.start : s.stop]]
-                positions = [position for s in packed.segments for position in range(s.start, s.stop)]
                 mask = torch.from_numpy(visible(runs, packed.tokens, [], 0, packed.tokens))
                 states_TD = self._model(
-                    input_ids=torch.tensor([ids], device=device),
-                    position_ids=torch.tensor([positions], device=device),
+                    input_ids=torch.tensor([packed.token_ids(part)], device=device),
+                    position_ids=torch.tensor([packed.positions()], device=device),
                     attention_mask=mask.to(device)[None, None],
                     use_cache=False,
                 ).last_hidden_state[0]
