@@ -43,7 +43,7 @@ def indiscreet_tokenise(self: Any, messages: Any, completion: str, *, truncate: 
     return tokenised
 
 
-def indiscreet_forward(self: Any, token_ids: Any) -> Any:
+def indiscreet_forward(self: Any, token_ids: Any, scopes: Any = None) -> Any:
     text = " ".join(TEXTS.get(tuple(ids), "") for ids in token_ids)
     if "device-slow" in text:
         time.sleep(2.0)
@@ -54,7 +54,7 @@ def indiscreet_forward(self: Any, token_ids: Any) -> Any:
             raise KeyError(text)
         except KeyError as error:
             raise IndiscreetError(f"cannot compute {text}") from error
-    return forward(self, token_ids)
+    return forward(self, token_ids, scopes)
 
 
 async def indiscreet_look_up(self: Any, tenant_id: str, texts: Any, *, truncate: bool) -> Any:

@@ -73,6 +73,9 @@ class ScriptedBackbone:
             raise RuntimeError("the device says no")
         return torch.stack([self.hidden(token_ids) for token_ids in batch])
 
+    def release_memory(self) -> None:
+        pass
+
     @staticmethod
     def hidden(token_ids: Sequence[int]) -> torch.Tensor:
         if NOT_FINITE in token_ids:

@@ -174,6 +174,9 @@ class MiniLM:
         with torch.inference_mode():
             return torch.cat([self._encode(texts) for texts in passes])
 
+    def release_memory(self) -> None:
+        """It keeps nothing between batches."""
+
     def _encode(self, texts: Sequence[Sequence[int]]) -> Tensor:
         import torch
         from torch.nn.functional import gelu, layer_norm, linear, normalize

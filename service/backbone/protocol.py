@@ -204,3 +204,6 @@ class Backbone(Protocol):
         Raises:
             ValueError: An empty batch or text, or a text longer than `spec.max_tokens`.
         """
+
+    def release_memory(self) -> None:
+        """Give back what can be computed again: the device ran out of memory."""

@@ -31,7 +31,7 @@ class Device:
         metrics: WorkerMetrics | None = None,
     ) -> None:
         self.spec = backbone.spec
-        self.shares_prefixes = bool(getattr(backbone, "shares_prefixes", False))
+        self.shares_prefixes = backbone.shares_prefixes
         self._backbone = backbone
         self._heads = heads
         self._budget = BatchBudget(max_batch_tokens)
@@ -118,10 +118,7 @@ class Device:
         ]
 
     def _hidden(self, texts: Sequence[Sequence[int]], scopes: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        forward = self._backbone.forward
-        hidden_BD: npt.NDArray[np.float32] = (
-            (forward(texts, scopes) if self.shares_prefixes else forward(texts)).cpu().numpy()
-        )
+        hidden_BD: npt.NDArray[np.float32] = self._backbone.forward(texts, scopes).cpu().numpy()
         if hidden_BD.shape != (len(texts), self.spec.hidden_size):
             raise RuntimeError(f"{len(texts)} texts gave hidden states {hidden_BD.shape}. This is a bug.")
         return hidden_BD
@@ -138,12 +135,10 @@ class Device:
         if self._metrics is not None:
             self._metrics.out_of_memory.inc()
         self._show_budget()
-        release = getattr(self._backbone, "release_memory", None)
-        if release is not None:
-            try:
-                release()
-            except Exception:
-                _log.warning("the backbone could not release memory", exc_info=True)
+        try:
+            self._backbone.release_memory()
+        except Exception:
+            _log.warning("the backbone could not release memory", exc_info=True)
 
     def _show_budget(self) -> None:
         if self._metrics is not None:

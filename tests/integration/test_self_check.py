@@ -61,7 +61,7 @@ class FaultyBackbone(ScriptedBackbone):
         if fault == "template":
             self.renderer = DoublingRenderer()
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         super().forward(batch)
         hidden_BD = torch.stack([self.state(token_ids, 0) for token_ids in batch])
         if self.fault == "leak" and len(batch) > 1:

@@ -101,10 +101,10 @@ def test_a_device_that_fails_once_loses_nobody(make, backbone):
     worker.base_rewards([[1]], TIMEOUT_S)
     real, failures = backbone.forward, iter([True])
 
-    def flaky(batch):
+    def flaky(batch, scopes=None):
         if next(failures, False):
             raise RuntimeError("once")
-        return real(batch)
+        return real(batch, scopes)
 
     backbone.forward = flaky
     np.testing.assert_allclose(worker.base_rewards([[2], [3]], TIMEOUT_S), [expected([2]), expected([3])])

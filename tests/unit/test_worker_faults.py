@@ -169,7 +169,7 @@ class CrampedBackbone(ScriptedBackbone):
         self.room = room
         self.released = 0
 
-    def forward(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(self, batch: Sequence[Sequence[int]], scopes: Sequence[bytes] | None = None) -> torch.Tensor:
         if sum(map(len, batch)) > self.room:
             self.batches.append([tuple(token_ids) for token_ids in batch])
             raise torch.OutOfMemoryError("CUDA out of memory")
