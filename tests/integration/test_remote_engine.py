@@ -19,7 +19,6 @@ from workers import (
     LiveWorker,
     StockServer,
     expected,
-    remote_engine,
     stock_answer,
     until,
 )
@@ -42,19 +41,6 @@ def start() -> Iterator[Callable[..., LiveWorker]]:
     yield start
     for worker in started:
         worker.__exit__()
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., RemoteEngine]]:
-    engines: list[RemoteEngine] = []
-
-    def connect(*urls: str, **options: Any) -> RemoteEngine:
-        engines.append(remote_engine(*urls, **options))
-        return engines[-1]
-
-    yield connect
-    for engine in engines:
-        engine.close(0.5)
 
 
 def value(engine: RemoteEngine, name: str, **labels: str) -> float:

@@ -5,31 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from typing import Any
 
 import httpx
 import pytest
 from scripted_backbone import POISON
-from workers import GOLDEN, TIMEOUT_S, LiveWorker, StockServer, expected, remote_engine, stock_answer, until
+from workers import GOLDEN, TIMEOUT_S, LiveWorker, StockServer, expected, stock_answer, until
 
 from service.backbone.protocol import DoubledBos
 from service.errors import EngineError, Unavailable
-from service.worker.remote import RemoteEngine
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[..., RemoteEngine]]:
-    engines: list[RemoteEngine] = []
-
-    def connect(*urls: str, **options: Any) -> RemoteEngine:
-        engines.append(remote_engine(*urls, **options))
-        return engines[-1]
-
-    yield connect
-    for engine in engines:
-        engine.close(0.5)
 
 
 def check(texts: list[list[int]], futures: list) -> None:
