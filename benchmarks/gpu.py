@@ -16,10 +16,10 @@ import itertools
 import logging
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,10 +28,10 @@ import torch
 import transformers
 
 from benchmarks.environment import describe
+from benchmarks.worker_load import closed_loop, device_idle, open_loop
 from service.backbone.executors.choose import Executor, ExecutorOptions, choose_executor
 from service.backbone.executors.transformer import MaskedTransformer, PaddedTransformer
 from service.backbone.protocol import Backbone, Dtype
-from service.errors import Overloaded
 from service.worker.messages import BaseRewardHeads
 from service.worker.worker import Worker
 
@@ -203,17 +203,18 @@ def _small(shape: Shape, place: torch.device, table: Table, seconds: float) -> N
     """Requests of 10 items through the worker: its capacity, then open loops below it until P99 holds."""
     executor = _executor(shape, place, "bfloat16", prefix_cache_bytes=1 << 30)
     worker = _worker(shape, executor, place)
+    requests = partial(_requests, shape)
     worker.start()
     try:
         for _ in range(2):  # the first compiles
-            _closed_loop(worker, shape, min(seconds, 3.0))
-        capacity, idle = _closed_loop(worker, shape, seconds)
+            closed_loop(worker, requests, min(seconds, 3.0))
+        capacity, idle = closed_loop(worker, requests, seconds)
         table.add(f"{shape.name}, {_name(executor)}: items/s at saturation", f"{capacity:.0f}")
         table.add(f"{shape.name}: idle, the worker's thread at saturation", f"{idle:.1%}")
         if place.type == "cuda":
-            table.add(f"{shape.name}: idle, the device at saturation", f"{_device_idle(worker, shape):.1%}", "5 %")
+            table.add(f"{shape.name}: idle, the device at saturation", f"{device_idle(worker, requests):.1%}", "5 %")
         for share in (0.95, 0.85, 0.7, 0.5):
-            rate, p50, p99 = _open_loop(worker, shape, capacity * share, seconds)
+            rate, p50, p99 = open_loop(worker, requests, capacity * share, seconds)
             table.add(
                 f"{shape.name}: items/s offered at {share:.0%} of that",
                 f"{rate:.0f}, p50 {p50:.0f}, p99 {p99:.0f} ms",
@@ -221,7 +222,7 @@ def _small(shape: Shape, place: torch.device, table: Table, seconds: float) -> N
             )
             if p99 < 500.0:
                 break
-        host = _host_seconds(worker, shape, place)
+        host = _host_seconds(shape, place)
         table.add(f"{shape.name}: planning on the host, a batch of 8,192 tokens", f"{1e3 * host:.1f} ms")
     finally:
         worker.stop(drain=False, timeout_s=30.0)
@@ -235,6 +236,7 @@ def _worker(shape: Shape, executor: Executor, place: torch.device) -> Worker:
         spec=spec,
         shares_prefixes=executor.shares_prefixes,
         forward=executor.forward,
+        release_memory=executor.release_memory,
         vocab_size=shape.config.vocab_size,
     )
     A_KD = np.random.default_rng(0).normal(size=(32, shape.config.hidden_size)) / shape.config.hidden_size**0.5
@@ -247,76 +249,6 @@ def _worker(shape: Shape, executor: Executor, place: torch.device) -> Worker:
     )
 
 
-def _closed_loop(worker: Worker, shape: Shape, seconds: float, callers: int = 64) -> tuple[float, float]:
-    """Items a second with so many callers that always wait, and the share of the time that the device idles."""
-    ends = time.perf_counter() + seconds
-    done = [0] * callers
-    before = worker.stats.busy_s
-
-    def call(caller: int) -> None:
-        for request in _requests(shape):
-            if time.perf_counter() > ends:
-                return
-            for answer in worker.submit(request):
-                answer.result(60)
-            done[caller] += len(request)
-
-    began = time.perf_counter()
-    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took = time.perf_counter() - began
-    return sum(done) / took, 1.0 - (worker.stats.busy_s - before) / took
-
-
-def _device_idle(worker: Worker, shape: Shape) -> float:
-    """The share of a second in which no kernel runs, as the profiler sees it."""
-    from torch.profiler import ProfilerActivity, profile
-
-    started = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _closed_loop(worker, shape, 1.0)
-    took = time.perf_counter() - started
-    return 1.0 - sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / took
-
-
-def _open_loop(worker: Worker, shape: Shape, items_per_s: float, seconds: float) -> tuple[float, float, float]:
-    """Items answered a second, and p50 and p99 in ms, where requests come at random whatever is answered."""
-    numbers = random.Random(1)
-    waits: list[float] = []
-    finished = threading.Semaphore(0)
-    asked = 0
-    began = at = time.perf_counter()
-    for request in _requests(shape):
-        at += numbers.expovariate(items_per_s / len(request))
-        if at - began > seconds:
-            break
-        time.sleep(max(0.0, at - time.perf_counter()))
-        try:
-            answers = worker.submit(request)
-        except Overloaded:
-            waits.append(float("inf"))
-            continue
-        asked += 1
-        left = [len(answers)]
-
-        def landed(_: Any, came: float = at, left: list[int] = left) -> None:
-            left[0] -= 1  # all on the worker's thread
-            if not left[0]:
-                waits.append(time.perf_counter() - came)
-                finished.release()
-
-        for answer in answers:
-            answer.add_done_callback(landed)
-    for _ in range(asked):
-        finished.acquire()
-    took = time.perf_counter() - began
-    p50, p99 = np.percentile(waits, [50, 99])
-    return 10 * asked / took, 1e3 * float(p50), 1e3 * float(p99)
-
-
 def _requests(shape: Shape) -> Iterator[Texts]:
     """Without end: 10 items of 300 tokens that share their first 200, which nobody sent before."""
     numbers = random.Random(next(_SEEDS))
@@ -324,7 +256,7 @@ def _requests(shape: Shape) -> Iterator[Texts]:
         yield _best_of(shape, 10, numbers)
 
 
-def _host_seconds(worker: Worker, shape: Shape, place: torch.device) -> float:
+def _host_seconds(shape: Shape, place: torch.device) -> float:
     """What the host does for a batch before the device can begin: forests, rows, tensors."""
     from service.backbone.executors.layout import ends_of, runs_of
     from service.backbone.packing import encode, plan, rows_of
