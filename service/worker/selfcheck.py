@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import Gauge
 
+from service.backbone.packing import common_tokens, encode
 from service.backbone.protocol import Dtype
 
 Against = Literal["batched", "neighbours", "recorded"]
@@ -249,12 +250,14 @@ def with_other_neighbours(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]
     token of its own: it is what tells it from the others.
     """
     kept = set(_kept(len(texts)).tolist())
+    keys = [encode(token_ids) for token_ids in texts]
     changed: list[Sequence[int]] = []
     for index, token_ids in enumerate(texts):
         if index in kept:
             changed.append(token_ids)
             continue
-        shared = max((_common(token_ids, other) for i, other in enumerate(texts) if i != index), default=0) + 1
+        others = (other for i, other in enumerate(keys) if i != index)
+        shared = max((common_tokens(keys[index], other) for other in others), default=0) + 1
         changed.append([*token_ids[:shared], *token_ids[: shared - 1 : -1]])
     return changed
 
@@ -262,15 +265,6 @@ def with_other_neighbours(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]
 def _kept(count: int) -> npt.NDArray[np.intp]:
     """Every third text; the first and, of the golden ones, the longest are among the others."""
     return np.arange(1, count, 3)
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
 
 
 def _texts(golden: GoldenRecord, thorough: bool) -> list[Sequence[int]]:
