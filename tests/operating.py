@@ -17,6 +17,7 @@ from service.observability.metrics import Metrics
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader, CacheScope
 from service.operations.score import Score
+from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import TextKeys
 from service.operations.user_states import UserStates
 from service.operations.users import Users
@@ -128,16 +129,12 @@ class Operations:
             shared=shared_users,
             revalidate_s=revalidate_s,
         )
-        self.score = Score(base_rewards=self.base_rewards, users=self.states, metrics=self.metrics)
+        self.serving = Serving([ServedCheckpoint(self.checkpoint, self.base_rewards, self.states)], shared_users)
+        self.score = Score(serving=self.serving, metrics=self.metrics)
         self.adapt = Adapt(
-            base_rewards=self.base_rewards,
-            users=self.states,
-            repository=self.repository,
-            executor=self.executor,
-            checkpoint=self.checkpoint,
-            metrics=self.metrics,
+            serving=self.serving, repository=self.repository, executor=self.executor, metrics=self.metrics
         )
-        self.users = Users(repository=self.repository, executor=self.executor, states=self.states)
+        self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving)
 
 
 def user_says(text: str) -> list[Message]:

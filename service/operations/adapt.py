@@ -9,18 +9,16 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from service.backbone.protocol import Message
-from service.checkpoints import Checkpoint
 from service.errors import QuotaExceeded
 from service.mrm import Support, solve
 from service.mrm.metrics import bradley_terry_loss, pair_accuracy
 from service.mrm.state import FloatArray, UserState
 from service.observability.context import in_context
 from service.observability.metrics import Metrics
-from service.operations.base_rewards import BaseRewardReader
 from service.operations.commits import commit
 from service.operations.evidence import support_of
+from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text, pair_content_key
-from service.operations.user_states import UserStates
 from service.store.records import AdaptOutcome, Idempotency, NewPair, Solution, StoredPair
 from service.store.users import Mode, UserRepository
 
@@ -61,18 +59,14 @@ class Adapt:
     def __init__(
         self,
         *,
-        base_rewards: BaseRewardReader,
-        users: UserStates,
+        serving: Serving,
         repository: UserRepository,
         executor: Executor,
-        checkpoint: Checkpoint,
         metrics: Metrics,
     ) -> None:
-        self._base_rewards = base_rewards
-        self._users = users
+        self._serving = serving
         self._repository = repository
         self._executor = executor
-        self._checkpoint = checkpoint
         self._metrics = metrics
 
     async def __call__(
@@ -98,11 +92,12 @@ class Adapt:
                 commit: repeat with the same Idempotency-Key to learn which.
         """
         started = time.perf_counter()
+        served = self._serving.active
         texts = []
         for i, pair in enumerate(pairs):
             texts.append(Text(pair.messages, pair.chosen, f"pairs[{i}].chosen"))
             texts.append(Text(pair.messages, pair.rejected, f"pairs[{i}].rejected"))
-        base = await self._base_rewards.read(tenant_id, texts, truncate=truncate)
+        base = await served.base_rewards.read(tenant_id, texts, truncate=truncate)
         new_pairs = []
         for i, pair in enumerate(pairs):
             chosen, rejected = 2 * i, 2 * i + 1
@@ -124,7 +119,7 @@ class Adapt:
             # Runs again where the transaction lost to another one: what is told is the solve that was stored.
             solving.begin()
             try:
-                return self._solve(stored)
+                return _solve(served, stored)
             finally:
                 solving.end()
 
@@ -140,13 +135,13 @@ class Adapt:
                             user_id,
                             new_pairs,
                             mode=mode,
-                            heads_id=self._checkpoint.heads_id,
-                            checkpoint_id=self._checkpoint.checkpoint_id,
+                            heads_id=served.checkpoint.heads_id,
+                            checkpoint_id=served.checkpoint_id,
                             idempotency=idempotency,
                             solve=solve_timed,
                         )
                     ),
-                    lambda stored: self._users.publish(stored[1]),
+                    lambda stored: self._serving.publish(stored[1]),
                 )
             except QuotaExceeded as error:
                 self._metrics.quota_refusals.labels(tenant_id, error.quota).inc()
@@ -161,18 +156,19 @@ class Adapt:
             if before is not None and after is not None:
                 self._metrics.adapt_loss_delta.observe(before - after)
         timings_ms = {"solve": solving.seconds * 1e3, "store": storing.seconds * 1e3}
-        if self._base_rewards.tells_times:
+        if served.base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
             timings_ms["total"] = (time.perf_counter() - started) * 1e3
         return Adapted(outcome, timings_ms)
 
-    def _solve(self, stored: Sequence[StoredPair]) -> Solution:
-        support = support_of(stored, self._checkpoint.heads)
-        state = solve(support, self._checkpoint.start)
-        report: dict[str, float | None] = {}
-        for when, at in (("before", self._users.start), ("after", state)):
-            report |= {f"support_{name}_{when}": value for name, value in _fit(support, at).items()}
-        return Solution(state.weights_K, state.factor, report)
+
+def _solve(served: ServedCheckpoint, stored: Sequence[StoredPair]) -> Solution:
+    support = support_of(stored, served.checkpoint.heads)
+    state = solve(support, served.checkpoint.start)
+    report: dict[str, float | None] = {}
+    for when, at in (("before", served.users.start), ("after", state)):
+        report |= {f"support_{name}_{when}": value for name, value in _fit(support, at).items()}
+    return Solution(state.weights_K, state.factor, report)
 
 
 def _fit(support: Support, state: UserState) -> dict[str, float | None]:

@@ -15,9 +15,9 @@ from service.backbone.protocol import Message
 from service.errors import Conflict, EngineError, FieldIssue
 from service.mrm.combine import difference_std, preference_probability, ranking, reward_std, rewards
 from service.observability.metrics import Metrics
-from service.operations.base_rewards import BaseRewardReader
+from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text
-from service.operations.user_states import ResolvedUser, Standing, UserStates
+from service.operations.user_states import ResolvedUser, Standing
 
 # Users that one request looks up side by side. Thousands would hold up the event loop for a second, and everybody
 # else's reads would wait behind theirs.
@@ -65,18 +65,18 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class ScoreAnswer:
-    """Answers in the order of the items, and milliseconds by stage."""
+    """Answers in the order of the items, the checkpoint that made them, and milliseconds by stage."""
 
     results: list[Scored]
+    checkpoint_id: str
     timings_ms: Mapping[str, float]
 
 
 class Score:
     """The use case behind `POST /score`."""
 
-    def __init__(self, *, base_rewards: BaseRewardReader, users: UserStates, metrics: Metrics) -> None:
-        self._base_rewards = base_rewards
-        self._users = users
+    def __init__(self, *, serving: Serving, metrics: Metrics) -> None:
+        self._serving = serving
         self._metrics = metrics
         # Looking a label up costs more than counting.
         self._users_scored = {standing: metrics.users_scored.labels(standing) for standing in get_args(Standing)}
@@ -98,17 +98,18 @@ class Score:
             Overloaded, Unavailable, EngineError: See `service/errors.py`.
         """
         started = time.perf_counter()
+        served = self._serving.active
         texts = [
             Text(item.messages, completion, f"{item.field}completions[{i}]")
             for item in items
             for i, completion in enumerate(item.completions)
         ]
         # First what can refuse at once: an overloaded server must not ask the database for users in vain.
-        looked_up = await self._base_rewards.look_up(tenant_id, texts, truncate=truncate)
+        looked_up = await served.base_rewards.look_up(tenant_id, texts, truncate=truncate)
         with self._metrics.stage("user") as user_stage:
-            resolved = await self._resolve(tenant_id, items)
+            resolved = await _resolve(served, tenant_id, items)
             user_stage.attributes = {"users": len(items)}
-        base = await self._base_rewards.complete(looked_up)
+        base = await served.base_rewards.complete(looked_up)
         results = []
         shortened = set(base.truncated)
         offset = 0
@@ -121,40 +122,39 @@ class Score:
             self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
         timings_ms = {"user": user_stage.seconds * 1e3}
-        if base.tokens and self._base_rewards.tells_times:
+        if base.tokens and served.base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
-        if self._base_rewards.tells_times:
+        if served.base_rewards.tells_times:
             timings_ms["total"] = (time.perf_counter() - started) * 1e3
-        return ScoreAnswer(results, timings_ms)
+        return ScoreAnswer(results, served.checkpoint_id, timings_ms)
 
-    async def _resolve(self, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:
-        """The user of each item; different users are looked up side by side."""
-        wanted = list(dict.fromkeys((item.user_id, item.min_version) for item in items))
-        answers: list[ResolvedUser | BaseException] = []
-        for begin in range(0, len(wanted), _LOOKUPS_AT_ONCE):
-            lookups = [self._users.resolve(tenant_id, *key) for key in wanted[begin : begin + _LOOKUPS_AT_ONCE]]
-            # Tasks cost more than a user who is in memory, and one user is the usual case.
-            answers += (
-                await asyncio.gather(*lookups, return_exceptions=True)
-                if len(lookups) > 1
-                else [await _outcome(lookups[0])]
-            )
-        found = dict(zip(wanted, answers, strict=True))
-        resolved: list[ResolvedUser] = []
-        behind: list[FieldIssue] = []
-        for item in items:
-            answer = found[item.user_id, item.min_version]
-            if isinstance(answer, Conflict):
-                behind.append(FieldIssue(f"{item.field}min_version", f"{answer}; adapt first or lower min_version"))
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                resolved.append(answer)
-        if behind:
-            one = f"{behind[0].field}: {behind[0].message}"
-            many = f"{len(behind)} items ask for later versions of their users than there are"
-            raise Conflict(one if len(behind) == 1 else many, behind)
-        return resolved
+
+async def _resolve(served: ServedCheckpoint, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:
+    """The user of each item; different users are looked up side by side."""
+    wanted = list(dict.fromkeys((item.user_id, item.min_version) for item in items))
+    answers: list[ResolvedUser | BaseException] = []
+    for begin in range(0, len(wanted), _LOOKUPS_AT_ONCE):
+        lookups = [served.users.resolve(tenant_id, *key) for key in wanted[begin : begin + _LOOKUPS_AT_ONCE]]
+        # Tasks cost more than a user who is in memory, and one user is the usual case.
+        answers += (
+            await asyncio.gather(*lookups, return_exceptions=True) if len(lookups) > 1 else [await _outcome(lookups[0])]
+        )
+    found = dict(zip(wanted, answers, strict=True))
+    resolved: list[ResolvedUser] = []
+    behind: list[FieldIssue] = []
+    for item in items:
+        answer = found[item.user_id, item.min_version]
+        if isinstance(answer, Conflict):
+            behind.append(FieldIssue(f"{item.field}min_version", f"{answer}; adapt first or lower min_version"))
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            resolved.append(answer)
+    if behind:
+        one = f"{behind[0].field}: {behind[0].message}"
+        many = f"{len(behind)} items ask for later versions of their users than there are"
+        raise Conflict(one if len(behind) == 1 else many, behind)
+    return resolved
 
 
 async def _outcome(lookup: Awaitable[ResolvedUser]) -> ResolvedUser | Conflict:

@@ -137,17 +137,10 @@ class UserStates:
         """
         if user.checkpoint_id == self._checkpoint.checkpoint_id:
             self._cache.publish(user, time.monotonic())
-        if self._shared is not None:
-            self._shared.publish_committed(user)
 
-    def forget(self, tenant_id: str, user_id: str, incarnation: int | None) -> asyncio.Task[None] | None:
-        """Remember that a user was just erased: the life that ended, or None if there was none.
-
-        Returns:
-            What ends when the other replicas can know, where there is a store to tell them by; it does not raise.
-        """
+    def forget(self, tenant_id: str, user_id: str) -> None:
+        """Remember that a user was just erased."""
         self._cache.publish_absent(tenant_id, user_id, time.monotonic())
-        return None if self._shared is None else self._shared.erase(tenant_id, user_id, incarnation)
 
     async def _ask_shared(self, shared: SharedUsers, tenant_id: str, user_id: str) -> StoredUser | None:
         """What another replica knows of a user, if it stands for the database; it is remembered either way."""

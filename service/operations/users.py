@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from service.errors import NotFound
 from service.observability.context import in_context
 from service.operations.commits import commit
-from service.operations.user_states import UserStates
+from service.operations.serving import Serving
 from service.store.records import StoredUser
 from service.store.users import UserRepository
 
@@ -18,10 +18,10 @@ __all__ = ["StoredUser", "Users"]
 class Users:
     """The use cases behind `/users`. They ask the database, never memory."""
 
-    def __init__(self, *, repository: UserRepository, executor: Executor, states: UserStates) -> None:
+    def __init__(self, *, repository: UserRepository, executor: Executor, serving: Serving) -> None:
         self._repository = repository
         self._executor = executor
-        self._states = states
+        self._serving = serving
 
     async def get(self, tenant_id: str, user_id: str) -> StoredUser:
         """One user.
@@ -53,14 +53,13 @@ class Users:
             NotFound: There is no such user.
             Unavailable: The database does not answer.
         """
-        telling: list[asyncio.Task[None] | None] = []
+        telling: list[asyncio.Task[None]] = []
         incarnation = await commit(
             self._executor,
             in_context(lambda: self._repository.erase(tenant_id, user_id)),
-            lambda erased: telling.append(self._states.forget(tenant_id, user_id, erased)),
+            lambda erased: telling.extend(self._serving.forget(tenant_id, user_id, erased)),
         )
         for told in telling:
-            if told is not None:
-                await asyncio.shield(told)
+            await asyncio.shield(told)
         if incarnation is None:
             raise NotFound("No such user: nothing to delete.")

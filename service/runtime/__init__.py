@@ -22,6 +22,7 @@ from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
 from service.operations.self_check import SelfChecks
+from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text, TextKeys
 from service.operations.user_states import UserStates
 from service.operations.users import Users
@@ -53,13 +54,11 @@ class Runtime:
     adapt: Adapt
     score: Score
     users: Users
-    states: UserStates
-    base_rewards: BaseRewardReader
+    serving: Serving
     readiness: ReadinessCheck
     self_checks: SelfChecks
     lifecycle: Lifecycle
     info: dict[str, Any]
-    checkpoint_id: str
     metrics: Metrics
     repository: UserRepository
     database: Database
@@ -71,9 +70,10 @@ class Runtime:
         """Take the way of a request once, so that the first caller does not pay for connections and lazy set-up."""
         messages, completion = GOLDEN_TEXTS[0]
         began = time.perf_counter()
+        served = self.serving.active
         for what, step in (
-            ("a user", self.states.resolve(WARM_UP, WARM_UP)),
-            ("a text", self.base_rewards.read(WARM_UP, [Text(messages, completion, "warm-up")], truncate=True)),
+            ("a user", served.users.resolve(WARM_UP, WARM_UP)),
+            ("a text", served.base_rewards.read(WARM_UP, [Text(messages, completion, "warm-up")], truncate=True)),
         ):
             try:
                 await asyncio.wait_for(step, WARM_UP_TIMEOUT_S)
@@ -159,6 +159,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         metrics=metrics,
         shared=None if redis is None else redis.users,
     )
+    serving = Serving([ServedCheckpoint(checkpoint, base_rewards, states)], None if redis is None else redis.users)
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
     self_checks = SelfChecks(parts.check, metrics.worker, interval_s=settings.self_check_interval_s)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
@@ -171,17 +172,14 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     return Runtime(
         access=open_access(settings, database, limits, metrics),
         adapt=Adapt(
-            base_rewards=base_rewards,
-            users=states,
+            serving=serving,
             repository=repository,
             executor=executor,
-            checkpoint=checkpoint,
             metrics=metrics,
         ),
-        score=Score(base_rewards=base_rewards, users=states, metrics=metrics),
-        users=Users(repository=repository, executor=executor, states=states),
-        states=states,
-        base_rewards=base_rewards,
+        score=Score(serving=serving, metrics=metrics),
+        users=Users(repository=repository, executor=executor, serving=serving),
+        serving=serving,
         readiness=ReadinessCheck(
             engine=engine,
             database=database,
@@ -193,7 +191,6 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         self_checks=self_checks,
         lifecycle=lifecycle,
         info=_info(settings, checkpoint, parts),
-        checkpoint_id=checkpoint.checkpoint_id,
         metrics=metrics,
         repository=repository,
         database=database,

@@ -47,7 +47,7 @@ async def score(request: Request, body: ScoreRequest) -> Response:
         return_base_rewards=body.return_base_rewards,
         return_pairwise=body.return_pairwise,
     )
-    common = {"checkpoint_id": runtime.checkpoint_id, "timings_ms": answer.timings_ms}
+    common = {"checkpoint_id": answer.checkpoint_id, "timings_ms": answer.timings_ms}
     if isinstance(body, ScoreManyRequest):
         return json_response({"results": [_result(scored) for scored in answer.results], **common})
     return json_response({**_result(answer.results[0]), **common})

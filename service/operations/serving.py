@@ -1,0 +1,70 @@
+"""The checkpoint that requests are answered with. A request takes it once, and uses it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.checkpoints import Checkpoint
+from service.operations.base_rewards import BaseRewardReader
+from service.operations.user_states import UserStates
+from service.store.records import StoredUser
+from service.store.shared import SharedUsers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedCheckpoint:
+    """A loaded checkpoint and what answers with it.
+
+    Attributes:
+        checkpoint: Its heads and its start.
+        base_rewards: Texts to this checkpoint's base rewards.
+        users: Users to their weights under it.
+    """
+
+    checkpoint: Checkpoint
+    base_rewards: BaseRewardReader
+    users: UserStates
+
+    @property
+    def checkpoint_id(self) -> str:
+        """What answers name it by."""
+        return self.checkpoint.checkpoint_id
+
+
+class Serving:
+    """Which of the loaded checkpoints answers now. Lives on one event loop."""
+
+    def __init__(self, loaded: Sequence[ServedCheckpoint], shared: SharedUsers | None = None) -> None:
+        """The first of `loaded` is active; `shared` is what the replicas tell one another by."""
+        self._shared = shared
+        self._loaded = {served.checkpoint_id: served for served in loaded}
+        self._active = loaded[0]
+
+    @property
+    def active(self) -> ServedCheckpoint:
+        """The one that answers; take it once per request."""
+        return self._active
+
+    @property
+    def loaded(self) -> Sequence[ServedCheckpoint]:
+        """All that could answer."""
+        return list(self._loaded.values())
+
+    def publish(self, user: StoredUser) -> None:
+        """Remember a user as just committed."""
+        for served in self._loaded.values():
+            served.users.publish(user)
+        if self._shared is not None:
+            self._shared.publish_committed(user)
+
+    def forget(self, tenant_id: str, user_id: str, incarnation: int | None) -> Sequence[asyncio.Task[None]]:
+        """Remember that a user was just erased: the life that ended, or None if there was none.
+
+        Returns:
+            What ends when the other replicas can know, where there is a store to tell them by; it does not raise.
+        """
+        for served in self._loaded.values():
+            served.users.forget(tenant_id, user_id)
+        return [] if self._shared is None else [self._shared.erase(tenant_id, user_id, incarnation)]
