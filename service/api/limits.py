@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, AdaptRequest, ChatMessage, ScoreItemIn
+from service.api.evidence_schemas import AdaptRequest
+from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, ChatMessage, ScoreItemIn
 from service.errors import FieldIssue, InvalidInput
 
 _USER_ID = re.compile(USER_ID_PATTERN)

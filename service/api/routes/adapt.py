@@ -9,9 +9,9 @@ from fastapi import APIRouter, Header, Request, Response
 from service.api.auth import RoleRoute, caller_of, needs
 from service.api.deps import UserIdPath, limits_of, runtime_of
 from service.api.errors import documented
+from service.api.evidence_schemas import AdaptRequest, AdaptResponse
 from service.api.json_route import json_response
 from service.api.messages import to_messages
-from service.api.schemas import AdaptRequest, AdaptResponse
 from service.operations.adapt import PreferencePair
 
 router = APIRouter(tags=["users"], route_class=RoleRoute)

@@ -11,7 +11,7 @@ from service.api.deps import UserIdPath, runtime_of
 from service.api.errors import documented
 from service.api.json_route import json_response
 from service.api.limits import check_user_id
-from service.api.schemas import UserOut, UserPage
+from service.api.user_schemas import UserOut, UserPage
 from service.operations.users import StoredUser
 
 router = APIRouter(tags=["users"], route_class=RoleRoute)
