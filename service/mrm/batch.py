@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.mrm.evidence import SAME, directions, distinct_weights
+from service.mrm.evidence import directions, distinct_weights
 from service.mrm.gaussian import DECREMENT_TOLERANCE, MAX_HALVINGS, MAX_STEPS, solve_map
+from service.mrm.stages import SAME
 from service.mrm.state import FloatArray, GaussianStart, IntArray, Support, UserState
 
 # Doubles in a batch's largest array: 2 MiB keeps a batch in the caches, and memory flat in U.
@@ -139,7 +140,7 @@ def _gathered(diffs_PK: npt.NDArray[np.floating[Any]], rows_BP: IntArray) -> tup
     diffs_BPK[~filled_BP] = 0.0
     for row in _repeated(diffs_BPK, filled_BP):
         given_P = filled_BP[row]
-        weights_BP[row, given_P] = distinct_weights(diffs_BPK[row, given_P])
+        weights_BP[row, given_P] = distinct_weights(diffs_BPK[row, given_P], weights_BP[row, given_P])
     return diffs_BPK, weights_BP
 
 

@@ -14,23 +14,22 @@ not differ from one another say nothing beyond the choice, and neither do rating
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from service.mrm.state import FloatArray, Support
+from service.mrm.stages import SAME, Stages
+from service.mrm.state import FloatArray, IntArray, Support
 
 NOISE_VARIANCE: Final = np.pi**2 / 6
 """Variance of a text's own noise, in squared logits."""
 
 LARGEST_RATIO: Final = 4.0
 """A strength counts at most as that many median ones: one careless number must not set the scale of all others."""
-
-SAME: Final = 1e-5
-"""Comparisons that differ by less than this share of their largest number are the same one: so much an engine's batches
-may differ."""
 
 LARGEST: Final = 1e100
 """Base rewards beyond this have squares that overflow."""
@@ -41,12 +40,17 @@ class Choices:
     """Comparisons under the logistic likelihood.
 
     Attributes:
-        diffs_PK: Chosen minus rejected.
-        weights_P: Weights of the log-likelihoods.
+        diffs_PK: Chosen minus rejected, of choices between two.
+        weights_P: Weights of their log-likelihoods.
+        pull_K: The sum of weight times tilt times difference over all rows: what v is pulled along, whatever it is;
+            None where nothing is tilted.
+        stages: Choices among several; None where there are none.
     """
 
     diffs_PK: FloatArray
     weights_P: FloatArray
+    pull_K: FloatArray | None = None
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,36 +85,83 @@ def terms(support: Support, rating_gain: float | None) -> tuple[Choices, Observa
         if numbers.size and max(numbers.max(), -numbers.min()) > LARGEST:
             raise ValueError(f"base rewards beyond {LARGEST:g} are too large to solve with")
     if rating_gain is None:
-        diffs_PK = support.diffs_PK
-        if len(support.ratings_R):
-            diffs_PK = np.concatenate([diffs_PK, ordered_pairs(support)])
-        return Choices(diffs_PK, distinct_weights(diffs_PK)), _nothing(support.heads)
-    grades_P = _relative(support.strengths_P)
+        return choices_of(with_ordered_pairs(support)), _nothing(support.heads)
+    grades_P = _relative(support.strengths_P, support.weights_P)
     if grades_P is None and not len(support.ratings_R):
-        return Choices(support.diffs_PK, distinct_weights(support.diffs_PK)), _nothing(support.heads)
+        return choices_of(support), _nothing(support.heads)
     graded_P = np.zeros(len(support.diffs_PK), bool) if grades_P is None else ~np.isnan(grades_P)
-    plain_PK, graded_PK = support.diffs_PK[~graded_P], support.diffs_PK[graded_P]
-    grades_G = np.zeros(0) if grades_P is None else grades_P[graded_P]
-    rated_RK, scores_R = _standardised(support)
-    return Choices(plain_PK, distinct_weights(plain_PK)), Observations(
+    graded_PK, weights_G = support.diffs_PK[graded_P], support.weights_P[graded_P]
+    grades_G = np.zeros(0) if grades_P is None else grades_P[graded_P] * (1.0 + 2.0 * support.tilts_P[graded_P])
+    rated_RK, scores_R, weights_R = _standardised(support)
+    return choices_of(support, ~graded_P), Observations(
         np.concatenate([graded_PK, rated_RK]),
         rating_gain * np.concatenate([np.sqrt(2.0) * grades_G, scores_R]),
-        NOISE_VARIANCE * np.concatenate([2.0 / distinct_weights(graded_PK), np.ones(len(scores_R))]),
+        NOISE_VARIANCE * np.concatenate([2.0 / distinct_weights(graded_PK, weights_G), 1.0 / weights_R]),
     )
 
 
-def ordered_pairs(support: Support) -> FloatArray:
-    """The choices that the ratings of each group imply: differences, higher rated minus lower, [Q, K]."""
-    ratings_R, groups_R = support.ratings_R, support.groups_R
+def choices_of(support: Support, taken_P: npt.NDArray[np.bool_] | None = None, distinct: bool = True) -> Choices:
+    """The choices of a support, its strengths and ratings left aside.
+
+    Args:
+        support: What the user told.
+        taken_P: Which rows are meant; None: all. A stage is in or out as a whole.
+        distinct: Let repeated choices share a weight.
+    """
+    diffs_PK, weights_P, tilts_P, shared_P = support.diffs_PK, support.weights_P, support.tilts_P, support.shared
+    stages: Stages | None = None
+    pull_K = np.zeros(support.heads)
+    tilted = bool(tilts_P.any())
+    if shared_P.any():
+        stages, tilts_J = _stages_of(support, shared_P, distinct)
+        pull_K += (stages.weights_S[stages.stage_J] * tilts_J) @ stages.rows_JK
+        alone_P = ~shared_P if taken_P is None else taken_P & ~shared_P
+        diffs_PK, weights_P, tilts_P = diffs_PK[alone_P], weights_P[alone_P], tilts_P[alone_P]
+    elif taken_P is not None:
+        diffs_PK, weights_P, tilts_P = diffs_PK[taken_P], weights_P[taken_P], tilts_P[taken_P]
+    if distinct:
+        weights_P = distinct_weights(diffs_PK, weights_P)
+    if not tilted:
+        return Choices(diffs_PK, weights_P, None, stages)
+    return Choices(diffs_PK, weights_P, pull_K + (weights_P * tilts_P) @ diffs_PK, stages)
+
+
+def _stages_of(support: Support, shared_P: npt.NDArray[np.bool_], distinct: bool) -> tuple[Stages, FloatArray]:
+    """Stages of several rows, and the tilts of their rows."""
+    rows = np.flatnonzero(shared_P)
+    rows = rows[np.argsort(support.stages_P[rows], kind="stable")]
+    stages = Stages.of(support.diffs_PK[rows], support.weights_P[rows], support.stages_P[rows])
+    if distinct:
+        stages = dataclasses.replace(stages, weights_S=distinct_stage_weights(stages))
+    return stages, support.tilts_P[rows]
+
+
+def with_ordered_pairs(support: Support) -> Support:
+    """The support with the choices that its ratings imply in place of them: higher rated over lower, by groups.
+
+    Two ratings of weights a and b imply a choice of 2 / (1 / a + 1 / b): the variances of their noise add up.
+    """
+    if not len(support.ratings_R):
+        return support
+    ratings_R, groups_R, weights_R = support.ratings_R, support.groups_R, support.weights_R
     better, worse = np.nonzero(
         (ratings_R[:, None] > ratings_R[None, :]) & (groups_R[:, None] == groups_R[None, :]),
     )
-    return support.rated_RK[better] - support.rated_RK[worse]
+    implied = len(better)
+    next_stage = int(support.stages_P.max(initial=-1)) + 1
+    return Support.of(
+        np.concatenate([support.diffs_PK, support.rated_RK[better] - support.rated_RK[worse]]),
+        np.concatenate([support.strengths_P, np.full(implied, np.nan)]),
+        weights_P=np.concatenate([support.weights_P, 2.0 / (1.0 / weights_R[better] + 1.0 / weights_R[worse])]),
+        tilts_P=np.concatenate([support.tilts_P, np.zeros(implied)]),
+        stages_P=np.concatenate([support.stages_P, next_stage + np.arange(implied)]),
+    )
 
 
-def _relative(strengths_P: FloatArray) -> FloatArray | None:
+def _relative(strengths_P: FloatArray, weights_P: FloatArray) -> FloatArray | None:
     """Strengths over their root mean square, [P], NaN where there is none; None where they do not differ."""
-    given = np.sort(strengths_P[~np.isnan(strengths_P)])
+    given_P = ~np.isnan(strengths_P)
+    given = np.sort(strengths_P[given_P])
     if not len(given) or given[-1] * (1.0 - 1e-9) <= given[0]:
         return None
     low, high = given[(len(given) - 1) // 2], given[len(given) // 2]
@@ -118,38 +169,43 @@ def _relative(strengths_P: FloatArray) -> FloatArray | None:
     median = low + (high - low) / 2
     with np.errstate(over="ignore"):
         clipped_P = np.minimum(strengths_P / median, LARGEST_RATIO)
-    return np.asarray(clipped_P / np.sqrt(np.nanmean(clipped_P**2)))
+    return np.asarray(clipped_P / np.sqrt(np.nansum(weights_P * clipped_P**2) / weights_P[given_P].sum()))
 
 
-def _standardised(support: Support) -> tuple[FloatArray, FloatArray]:
-    """Base rewards [R, K] and ratings [R], centred by group, the ratings over their spread; none where they are equal.
+def _standardised(support: Support) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Base rewards [R, K] and ratings [R], centred by group, the ratings over their spread, and weights [R].
 
-    Centring both marginalises the level of every group out: it has a flat prior.
+    None where ratings are equal. Centring both marginalises the level of every group out: it has a flat prior. Means
+    and spread are weighted, the spread's degrees of freedom sum_g (W - sum w^2 / W) with W the sum of a group's w.
     """
-    rated_RK = support.rated_RK
+    rated_RK, weights_R = support.rated_RK, support.weights_R
+    none = np.zeros((0, support.heads)), np.zeros(0), np.zeros(0)
     if not len(rated_RK):
-        return rated_RK, np.zeros(0)
+        return none
     groups, group_R = np.unique(support.groups_R, return_inverse=True)
-    freedom = len(group_R) - len(groups)
     # halves, because the span may overflow; from each group's lowest, because a level may be larger than all spans
     half_R = support.ratings_R / 2
     lowest_G = np.full(len(groups), np.inf)
     np.minimum.at(lowest_G, group_R, half_R)
     above_R = half_R - lowest_G[group_R]
-    if freedom < 1 or above_R.max() <= 1e-12 * np.abs(half_R).max():
-        return np.zeros((0, support.heads)), np.zeros(0)
+    total_G = np.bincount(group_R, weights_R)
+    freedom = float((total_G - np.bincount(group_R, weights_R**2) / total_G).sum())
+    # beside one rating the others of its group may weigh nothing
+    if freedom <= SAME * total_G.max() or above_R.max() <= 1e-12 * np.abs(half_R).max():
+        return none
     # over the largest before anything is squared
     above_R = above_R / above_R.max()
-    count_G = np.bincount(group_R)
     sum_GK = np.zeros((len(groups), support.heads))
-    np.add.at(sum_GK, group_R, rated_RK)
-    centred_R = above_R - (np.bincount(group_R, above_R) / count_G)[group_R]
-    spread = np.sqrt(centred_R @ centred_R / freedom)
-    return rated_RK - (sum_GK / count_G[:, None])[group_R], centred_R / spread
+    np.add.at(sum_GK, group_R, weights_R[:, None] * rated_RK)
+    centred_R = above_R - (np.bincount(group_R, weights_R * above_R) / total_G)[group_R]
+    spread = np.sqrt((weights_R * centred_R) @ centred_R / freedom)
+    return rated_RK - (sum_GK / total_G[:, None])[group_R], centred_R / spread, weights_R
 
 
-def distinct_weights(diffs_PK: FloatArray) -> FloatArray:
-    """What each comparison [P, K] counts: one over how often it was made, [P]; contrary answers share its weight.
+def distinct_weights(diffs_PK: FloatArray, weights_P: FloatArray) -> FloatArray:
+    """What each choice between two [P, K] counts, [P]: choices between the same two share the largest of their weights.
+
+    In proportion to their weights, contrary answers too; n copies of weight 1 count 1 / n each.
 
     The noise of a text belongs to the person and the text: asking again does not draw it again, so a repeated answer is
     the same evidence. It also bounds what a thousand copies of one pair can do.
@@ -157,27 +213,61 @@ def distinct_weights(diffs_PK: FloatArray) -> FloatArray:
     Rows are told apart by their places along a few fixed directions. Two that differ are next to each other along
     all of them only by an accident that does not happen.
     """
-    group_P = np.zeros(len(diffs_PK), np.int64)
-    if len(diffs_PK) > 1:
-        same_P = SAME * np.abs(diffs_PK).max(axis=1)
-        places_DP = directions(diffs_PK.shape[1]) @ diffs_PK.T
-        # a contrary answer has the same place
-        places_DP *= np.where(places_DP[0] < 0, -1.0, 1.0)
-        for places_P in places_DP:
-            order = np.lexsort((places_P, group_P))
-            apart = np.diff(places_P[order]) > same_P[order[1:]]
-            apart |= np.diff(group_P[order]) > 0
-            if apart.all():
-                return np.ones(len(diffs_PK))
-            group_P[order[1:]] = np.cumsum(apart)
-            group_P[order[0]] = 0
-    return np.asarray(1.0 / np.bincount(group_P)[group_P])
+    if len(diffs_PK) < 2:
+        return weights_P
+    places_DP = directions(diffs_PK.shape[1]) @ diffs_PK.T
+    # a contrary answer has the same place
+    places_DP *= np.where(places_DP[0] < 0, -1.0, 1.0)
+    return _shared(weights_P, places_DP, SAME * np.abs(diffs_PK).max(axis=1), np.zeros(len(diffs_PK), np.int64))
+
+
+def distinct_stage_weights(stages: Stages) -> FloatArray:
+    """`distinct_weights` of choices among several: those from the same texts share a weight, whichever was taken.
+
+    Texts are told apart by where they lie around the middle of their stage: sorted along each direction, so that it
+    does not matter which was taken, and added up with fixed factors.
+    """
+    if len(stages.first_S) < 2:
+        return stages.weights_S
+    places_DS = np.empty((3, len(stages.first_S)))
+    same_S = np.empty(len(stages.first_S))
+    ends_S = stages.first_S + stages.lengths
+    for stage, (first, end) in enumerate(zip(stages.first_S.tolist(), ends_S.tolist(), strict=True)):
+        # the taken text is where its difference from itself is: at zero
+        texts_NK = np.vstack([np.zeros((1, stages.rows_JK.shape[1])), -stages.rows_JK[first:end]])
+        texts_NK -= texts_NK.mean(axis=0)
+        along_DN = np.sort(directions(texts_NK.shape[1]) @ texts_NK.T, axis=1)
+        places_DS[:, stage] = along_DN @ _factors(len(texts_NK))
+        same_S[stage] = SAME * np.abs(texts_NK).max()
+    return _shared(stages.weights_S, places_DS, same_S, stages.lengths)
+
+
+def _shared(weights_P: FloatArray, places_DP: FloatArray, same_P: FloatArray, group_P: IntArray) -> FloatArray:
+    """Weights, each group of the same place sharing its largest; those of different `group_P` are not the same."""
+    for places_P in places_DP:
+        order = np.lexsort((places_P, group_P))
+        apart = np.diff(places_P[order]) > same_P[order[1:]]
+        apart |= np.diff(group_P[order]) > 0
+        if apart.all():
+            return weights_P
+        group_P = np.empty_like(group_P)
+        group_P[order[1:]] = np.cumsum(apart)
+        group_P[order[0]] = 0
+    largest_G = np.zeros(len(group_P))
+    np.maximum.at(largest_G, group_P, weights_P)
+    sum_G = np.bincount(group_P, weights_P)
+    return np.asarray(weights_P * (largest_G[: len(sum_G)] / sum_G)[group_P])
 
 
 @functools.cache
 def directions(heads: int) -> FloatArray:
     """Three fixed directions [3, K]: comparisons are looked for along them."""
     return np.random.default_rng(0).normal(size=(3, heads))
+
+
+@functools.cache
+def _factors(texts: int) -> FloatArray:
+    return np.asarray(np.random.default_rng(1).normal(size=texts) / np.sqrt(texts))
 
 
 def _nothing(heads: int) -> Observations:

@@ -56,19 +56,27 @@ def _informed(start: GaussianStart, observations: Observations) -> tuple[FloatAr
 
 def _mode(choices: Choices, mean_K: FloatArray, precision_KK: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Minimum of the prior's and the choices' part of J, and its Hessian there."""
-    if len(choices.diffs_PK) == 0:
+    diffs_PK, weights_P, pull_K, stages = choices.diffs_PK, choices.weights_P, choices.pull_K, choices.stages
+    if len(diffs_PK) == 0 and stages is None:
         return mean_K, precision_KK
-    diffs_PK, weights_P = choices.diffs_PK, choices.weights_P
     delta_K = np.zeros_like(mean_K)
-    pull_K = np.zeros_like(mean_K)
+    back_K = np.zeros_like(mean_K)
     logits_P = diffs_PK @ mean_K
     objective = float(weights_P @ np.logaddexp(0.0, -logits_P))
+    if stages is not None:
+        objective += stages.loss(mean_K)
     hessian_KK = precision_KK
     for _ in range(MAX_STEPS):
         p_wrong_P = expit(-logits_P)
-        gradient_K = pull_K - diffs_PK.T @ (weights_P * p_wrong_P)
+        gradient_K = back_K - diffs_PK.T @ (weights_P * p_wrong_P)
         curvature_P = weights_P * p_wrong_P * (1.0 - p_wrong_P)
         hessian_KK = precision_KK + (diffs_PK.T * curvature_P) @ diffs_PK
+        if pull_K is not None:
+            gradient_K -= pull_K
+        if stages is not None:
+            slope_K, curvature_KK = stages.derivatives(mean_K + delta_K)
+            gradient_K += slope_K
+            hessian_KK += curvature_KK
         step_K = _solve_spd(hessian_KK, gradient_K)
         decrement = float(gradient_K @ step_K)
         if decrement <= DECREMENT_TOLERANCE:
@@ -77,15 +85,19 @@ def _mode(choices: Choices, mean_K: FloatArray, precision_KK: FloatArray) -> tup
         step_logits_P = diffs_PK @ step_K
         for _ in range(MAX_HALVINGS):
             trial_K = delta_K - scale * step_K
-            trial_pull_K = precision_KK @ trial_K
+            trial_back_K = precision_KK @ trial_K
             trial_logits_P = logits_P - scale * step_logits_P
-            trial = 0.5 * float(trial_K @ trial_pull_K) + float(weights_P @ np.logaddexp(0.0, -trial_logits_P))
+            trial = 0.5 * float(trial_K @ trial_back_K) + float(weights_P @ np.logaddexp(0.0, -trial_logits_P))
+            if pull_K is not None:
+                trial -= float(pull_K @ trial_K)
+            if stages is not None:
+                trial += stages.loss(mean_K + trial_K)
             if trial <= objective - 1e-4 * scale * decrement:
                 break
             scale *= 0.5
         else:
             break  # no representable decrease is left: v is the mode to the last bit
-        delta_K, pull_K, objective = trial_K, trial_pull_K, trial
+        delta_K, back_K, objective = trial_K, trial_back_K, trial
         logits_P = diffs_PK @ (mean_K + delta_K)
     return mean_K + delta_K, hessian_KK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,20 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
+LARGEST_WEIGHT: Final = 1e6
+"""Weights and tilts beyond this are mistakes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Support:
     """Everything that a user has told, as the solver sees it: choices, graded choices and ratings.
+
+    A choice is a *stage*: one text was taken, the others of the stage were not. Most stages are pairs, of one row. With
+    v the user's weights, rows d_j of a stage, its weight s and its tilts c_j, a stage's loss is
+
+        s [log(1 + sum_j exp(-d_j . v)) - sum_j c_j d_j . v]
+
+    `statements` says which tilts stand for ties, uncertain labels and careless answers, and which stages for a ranking.
 
     Strengths and ratings are on the user's own scale: solvers use them relative to the user's other ones, so that
     stars, percents and points mean the same.
@@ -28,6 +39,10 @@ class Support:
         rated_RK: Base rewards of texts that the user rated one by one, [R, K].
         ratings_R: Those ratings, the higher the better, [R].
         groups_R: Ratings are compared within a group only, such as the answers to one prompt: a number each, [R].
+        weights_P: How much each choice counts, above 0, [P]; the rows of a stage have one weight.
+        tilts_P: Tilts c, [P]; 0 for a plain choice.
+        stages_P: Rows with the same number belong to one stage, [P].
+        weights_R: How much each rating counts, above 0, [R].
     """
 
     diffs_PK: FloatArray
@@ -35,6 +50,10 @@ class Support:
     rated_RK: FloatArray
     ratings_R: FloatArray
     groups_R: IntArray
+    weights_P: FloatArray
+    tilts_P: FloatArray
+    stages_P: IntArray
+    weights_R: FloatArray
 
     def __post_init__(self) -> None:
         if self.diffs_PK.ndim != 2 or self.strengths_P.shape != (len(self.diffs_PK),):
@@ -52,9 +71,33 @@ class Support:
             raise ValueError("support holds numbers that are not finite")
         if (self.strengths_P <= 0).any():
             raise ValueError("strengths must be positive")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        pairs = self.strengths_P.shape
+        if not self.weights_P.shape == self.tilts_P.shape == self.stages_P.shape == pairs:
+            raise ValueError(
+                f"expected weights, tilts and stages [{pairs[0]}], "
+                f"got {self.weights_P.shape}, {self.tilts_P.shape} and {self.stages_P.shape}"
+            )
+        if self.weights_R.shape != self.ratings_R.shape:
+            raise ValueError(f"expected weights of ratings {self.ratings_R.shape}, got {self.weights_R.shape}")
+        for weights in (self.weights_P, self.weights_R):
+            if not ((weights > 0) & (weights <= LARGEST_WEIGHT)).all():
+                raise ValueError(f"weights must be above 0 and at most {LARGEST_WEIGHT:g}")
+        if not (np.abs(self.tilts_P) <= LARGEST_WEIGHT).all():
+            raise ValueError(f"tilts must be at most {LARGEST_WEIGHT:g} in size")
+        shared_P = self.shared
+        if shared_P.any():
+            if not np.isnan(self.strengths_P[shared_P]).all():
+                raise ValueError("a choice among several texts has no strength")
+            order = np.argsort(self.stages_P, kind="stable")
+            same = np.diff(self.stages_P[order]) == 0
+            if (same & (np.diff(self.weights_P[order]) != 0)).any():
+                raise ValueError("the rows of a stage must have the same weight")
 
     def __len__(self) -> int:
-        """Pairs and ratings."""
+        """Rows of choices, and ratings."""
         return len(self.diffs_PK) + len(self.ratings_R)
 
     @property
@@ -67,6 +110,15 @@ class Support:
         """Which pairs have a strength, [P]."""
         return np.asarray(~np.isnan(self.strengths_P))
 
+    @property
+    def shared(self) -> npt.NDArray[np.bool_]:
+        """Which rows belong to a stage of several, [P]."""
+        stages_P = self.stages_P
+        if (stages_P[1:] > stages_P[:-1]).all():  # the usual case: no ranking
+            return np.zeros(len(stages_P), bool)
+        _, stage_P, count_S = np.unique(stages_P, return_inverse=True, return_counts=True)
+        return np.asarray(count_S[stage_P] > 1)
+
     @classmethod
     def of(
         cls,
@@ -75,8 +127,17 @@ class Support:
         rated_RK: npt.ArrayLike | None = None,
         ratings_R: npt.ArrayLike | None = None,
         groups_R: npt.ArrayLike | None = None,
+        *,
+        weights_P: npt.ArrayLike | None = None,
+        tilts_P: npt.ArrayLike | None = None,
+        stages_P: npt.ArrayLike | None = None,
+        weights_R: npt.ArrayLike | None = None,
     ) -> Support:
-        """Support from anything array-like; without strengths pairs are plain choices, without groups there is one."""
+        """Support from anything array-like.
+
+        Without strengths pairs are plain choices, without groups there is one; without weights everything counts 1,
+        without tilts nothing is tilted, without stages every row is a choice of its own.
+        """
         diffs = np.asarray(diffs_PK, dtype=np.float64)
         heads = diffs.shape[-1] if diffs.ndim == 2 else 0
         ratings = np.zeros(0) if ratings_R is None else np.asarray(ratings_R, dtype=np.float64)
@@ -86,6 +147,10 @@ class Support:
             np.zeros((0, heads)) if rated_RK is None else np.asarray(rated_RK, dtype=np.float64),
             ratings,
             np.zeros(len(ratings), np.int64) if groups_R is None else np.asarray(groups_R, dtype=np.int64),
+            np.ones(len(diffs)) if weights_P is None else np.asarray(weights_P, dtype=np.float64),
+            np.zeros(len(diffs)) if tilts_P is None else np.asarray(tilts_P, dtype=np.float64),
+            np.arange(len(diffs)) if stages_P is None else np.asarray(stages_P, dtype=np.int64),
+            np.ones(len(ratings)) if weights_R is None else np.asarray(weights_R, dtype=np.float64),
         )
 
     @classmethod
@@ -94,20 +159,45 @@ class Support:
         return cls.of(np.zeros((0, heads)))
 
     def canonical(self) -> Support:
-        """The same evidence in an order that depends on its values alone.
+        """The same evidence in an order that depends on its values alone; stages stay whole and lie together.
 
         Floating-point sums depend on the order of their terms; sorting first makes a solve a function of the *set*.
         """
         if len(self) < 2:
             return self
-        pairs = np.lexsort((self.strengths_P, *self.diffs_PK.T))
-        rated = np.lexsort((self.ratings_R, *self.rated_RK.T, self.groups_R))
+        pairs = np.lexsort((self.tilts_P, self.weights_P, self.strengths_P, *self.diffs_PK.T))
+        stages_P = np.arange(len(pairs))
+        if self.shared.any():
+            pairs, stages_P = self._whole_stages(pairs)
+        rated = np.lexsort((self.weights_R, self.ratings_R, *self.rated_RK.T, self.groups_R))
         return Support(
             self.diffs_PK[pairs],
             self.strengths_P[pairs],
             self.rated_RK[rated],
             self.ratings_R[rated],
             self.groups_R[rated],
+            self.weights_P[pairs],
+            self.tilts_P[pairs],
+            stages_P,
+            self.weights_R[rated],
+        )
+
+    def _whole_stages(self, order: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], IntArray]:
+        """Rows in order of their stages, stages as their rows are in `order`, and the new stage of each.
+
+        Rows of the same values have the same place, so that stages compare by values only.
+        """
+        strengths_P = np.nan_to_num(self.strengths_P)
+        rows = np.column_stack([self.diffs_PK, strengths_P, self.weights_P, self.tilts_P])[order]
+        place_P = np.empty(len(order), np.int64)
+        place_P[order] = np.cumsum(np.concatenate([[False], (rows[1:] != rows[:-1]).any(axis=1)]))
+        by_stage: dict[int, list[int]] = {}
+        for row in order.tolist():
+            by_stage.setdefault(int(self.stages_P[row]), []).append(row)
+        stages = sorted(by_stage.values(), key=lambda rows: place_P[rows].tolist())
+        lengths = [len(rows) for rows in stages]
+        return np.concatenate([np.asarray(rows, dtype=np.intp) for rows in stages]), np.repeat(
+            np.arange(len(stages)), lengths
         )
 
 

@@ -184,8 +184,8 @@ def test_ratings_that_do_not_differ_are_no_evidence(ratings: list[float], groups
 
 def test_a_rating_that_is_alone_in_its_group_changes_nothing() -> None:
     support = mixed_support()
-    without = dataclasses.replace(
-        support, rated_RK=support.rated_RK[:-1], ratings_R=support.ratings_R[:-1], groups_R=support.groups_R[:-1]
+    without = Support.of(
+        support.diffs_PK, support.strengths_P, support.rated_RK[:-1], support.ratings_R[:-1], support.groups_R[:-1]
     )
     close(solve(support, start()), solve(without, start()))
 
@@ -202,7 +202,7 @@ def test_the_order_of_evidence_changes_no_bit(pairs: list[int], rated: list[int]
         recipe
     ]
     support = mixed_support()
-    shuffled = Support(
+    shuffled = Support.of(
         support.diffs_PK[pairs],
         support.strengths_P[pairs],
         support.rated_RK[rated],
@@ -238,7 +238,7 @@ def test_a_repeated_answer_counts_once_and_contrary_ones_share() -> None:
     rng = np.random.default_rng(6)
     one, other = rng.normal(size=(2, 3))
     np.testing.assert_allclose(
-        distinct_weights(np.array([one, other, -one, one, np.zeros(3)])), [1 / 3, 1, 1 / 3, 1 / 3, 1]
+        distinct_weights(np.array([one, other, -one, one, np.zeros(3)]), np.ones(5)), [1 / 3, 1, 1 / 3, 1 / 3, 1]
     )
     close(solve(Support.of([one, other]), start()), solve(Support.of([one, one, one, other]), start()))
 
@@ -247,13 +247,13 @@ def test_what_batches_of_an_engine_change_does_not_make_a_new_answer() -> None:
     rng = np.random.default_rng(7)
     diffs = rng.normal(size=(200, 16))
     again = diffs * (1 + 1e-7 * rng.normal(size=diffs.shape)) * rng.choice([-1.0, 1.0], size=(200, 1))
-    np.testing.assert_array_equal(distinct_weights(np.concatenate([diffs, again])), 0.5)
+    np.testing.assert_array_equal(distinct_weights(np.concatenate([diffs, again]), np.ones(400)), 0.5)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 32])
 def test_answers_that_differ_count_one_each(heads: int) -> None:
     diffs = np.random.default_rng(8).normal(size=(1000, heads))
-    weights = distinct_weights(diffs)
+    weights = distinct_weights(diffs, np.ones(1000))
     # of one number each, a few of a thousand agree to five digits
     assert (weights == 1).all() if heads > 1 else (weights == 1).mean() > 0.95
 
@@ -261,7 +261,7 @@ def test_answers_that_differ_count_one_each(heads: int) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-320, 1e-300, 1e100])
 def test_answers_of_extreme_sizes_are_told_apart_without_a_warning(scale: float) -> None:
     rows = scale * np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    np.testing.assert_allclose(distinct_weights(rows), 1 / 3 if scale == 0 else [0.5, 1.0, 0.5])
+    np.testing.assert_allclose(distinct_weights(rows, np.ones(3)), 1 / 3 if scale == 0 else [0.5, 1.0, 0.5])
 
 
 def test_a_repeated_grade_counts_once() -> None:
