@@ -13,6 +13,8 @@ _SCORED: Final[dict[str, Any]] = {
     "rewards": [3.277, 1.732],
     "reward_std": [1.988, 1.297],
     "order": [0, 1],
+    "best_probability": [0.5, 0.824],
+    "best_std": [0.0, 1.512],
     "truncated": [],
 }
 _COLD: Final[dict[str, Any]] = {**_SCORED, "user_id": "bob", "user_state": "cold_start", "version": 0}

@@ -147,6 +147,14 @@ class ScoreResult(BaseModel):
     rewards: list[float] = Field(description="Log-odds: reward(a) - reward(b) is the logit that the user prefers a.")
     reward_std: list[float] | None = Field(description="Posterior standard deviations, where the recipe has them.")
     order: list[int] = Field(description="Indices of the completions from best to worst.")
+    best_probability: list[float] = Field(
+        description="Calibrated probability that the user prefers the best completion, `order[0]`, to each; 0.5 to "
+        "itself. Look at the completion that everybody would get: below 0.6, say, there is little to gain by another."
+    )
+    best_std: list[float] | None = Field(
+        description="Posterior standard deviation of reward(order[0]) - reward(i), in log-odds: what this user's "
+        "evidence leaves open; 0 for itself, null where the recipe has no posterior."
+    )
     base_rewards: list[list[float]] | None = Field(None, description="With `return_base_rewards`.")
     preference_probability: list[list[float]] | None = Field(
         None,

@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from service.backbone.protocol import Message
 from service.errors import Conflict, EngineError, FieldIssue
-from service.mrm.combine import difference_std, preference_probability, ranking, reward_std, rewards
+from service.mrm.combine import (
+    best_against,
+    difference_std,
+    preference_probability,
+    ranking,
+    reward_std,
+    rewards,
+)
 from service.observability.metrics import Metrics
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text
@@ -47,8 +54,9 @@ class ScoreItem:
 class Scored:
     """The answer to one item: rewards, their deviations, and indices from best to worst.
 
-    `preference_probability` and `difference_std` [n, n] are None where not asked for; the latter also where the recipe
-    has no posterior.
+    `best_probability` [n] is the probability that the user prefers the best completion to each, `best_std` [n] the
+    posterior deviation of the two rewards' difference. `preference_probability` and `difference_std` [n, n] are None
+    where not asked for. Deviations are None where the recipe has no posterior.
     """
 
     user_id: str
@@ -57,6 +65,8 @@ class Scored:
     rewards: list[float]
     reward_std: list[float] | None
     order: list[int]
+    best_probability: list[float]
+    best_std: list[float] | None
     base_rewards: list[list[float]] | None
     preference_probability: list[list[float]] | None
     difference_std: list[list[float]] | None
@@ -176,6 +186,7 @@ def _score_item(
     if not np.isfinite(rewards_B).all():
         raise EngineError("a reward is not finite; it is not served")
     std_B = reward_std(base_rewards_BK, user.state)
+    best_B, best_std_B = best_against(base_rewards_BK, rewards_B, user.state)
     std_BB = difference_std(base_rewards_BK, user.state) if return_pairwise else None
     return Scored(
         user_id=item.user_id,
@@ -184,6 +195,8 @@ def _score_item(
         rewards=rewards_B.tolist(),
         reward_std=None if std_B is None else std_B.tolist(),
         order=ranking(rewards_B),
+        best_probability=best_B.tolist(),
+        best_std=None if best_std_B is None else best_std_B.tolist(),
         base_rewards=base_rewards_BK.tolist() if return_base_rewards else None,
         preference_probability=preference_probability(rewards_B).tolist() if return_pairwise else None,
         difference_std=None if std_BB is None else std_BB.tolist(),

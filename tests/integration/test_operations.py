@@ -107,14 +107,19 @@ def test_every_two_completions_are_compared_on_demand(database: Database, with_p
     assert (one.preference_probability, one.difference_std) == ([[0.5]], [[0.0]] if with_posterior else None)
     expected = [[1 / (1 + np.exp(b - a)) for b in three.rewards] for a in three.rewards]
     np.testing.assert_allclose(three.preference_probability, expected)
+    best = three.order[0]
+    np.testing.assert_allclose(three.best_probability, expected[best])
+    assert (one.best_probability, one.best_std) == ([0.5], [0.0] if with_posterior else None)
+    assert (plain.best_probability, plain.best_std) == (three.best_probability, three.best_std)
     if with_posterior:
         state = asyncio.run(operations.states.resolve("t", "ada", 0)).state
         lower = unpack_factor(state.factor)
         phi = np.array([toy_base_rewards(f"q|{c}".encode()) for c in "xyz"])
         deviations = [[np.linalg.norm(lower.T @ (a - b)) for b in phi] for a in phi]
         np.testing.assert_allclose(three.difference_std, deviations, atol=1e-7)
+        np.testing.assert_allclose(three.best_std, deviations[best], atol=1e-12)
     else:
-        assert three.difference_std is None
+        assert three.difference_std is three.best_std is None
 
 
 def test_a_text_is_computed_once_for_all_users_and_calls(database: Database) -> None:

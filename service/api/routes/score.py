@@ -61,6 +61,8 @@ def _result(scored: Scored) -> dict[str, Any]:
         "rewards": scored.rewards,
         "reward_std": scored.reward_std,
         "order": scored.order,
+        "best_probability": scored.best_probability,
+        "best_std": scored.best_std,
         "truncated": scored.truncated,
     }
     if scored.base_rewards is not None:
