@@ -19,6 +19,7 @@ from service.operations.base_rewards import BaseRewardReader, CacheScope
 from service.operations.score import Score
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import TextKeys
+from service.operations.turns import Turns
 from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.store import Database
@@ -130,11 +131,16 @@ class Operations:
             revalidate_s=revalidate_s,
         )
         self.serving = Serving([ServedCheckpoint(self.checkpoint, self.base_rewards, self.states)], shared_users)
+        self.turns = Turns()
         self.score = Score(serving=self.serving, metrics=self.metrics)
         self.adapt = Adapt(
-            serving=self.serving, repository=self.repository, executor=self.executor, metrics=self.metrics
+            serving=self.serving,
+            repository=self.repository,
+            executor=self.executor,
+            metrics=self.metrics,
+            turns=self.turns,
         )
-        self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving)
+        self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving, turns=self.turns)
 
 
 def user_says(text: str) -> list[Message]:

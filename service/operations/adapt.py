@@ -19,6 +19,7 @@ from service.operations.commits import commit
 from service.operations.evidence import support_of
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text, pair_content_key
+from service.operations.turns import Turns
 from service.store.records import AdaptOutcome, Idempotency, NewPair, Solution, StoredPair
 from service.store.users import Mode, UserRepository
 
@@ -63,8 +64,10 @@ class Adapt:
         repository: UserRepository,
         executor: Executor,
         metrics: Metrics,
+        turns: Turns,
     ) -> None:
         self._serving = serving
+        self._turns = turns
         self._repository = repository
         self._executor = executor
         self._metrics = metrics
@@ -142,6 +145,8 @@ class Adapt:
                         )
                     ),
                     lambda stored: self._serving.publish(stored[1]),
+                    turns=self._turns,
+                    of=(tenant_id, user_id),
                 )
             except QuotaExceeded as error:
                 self._metrics.quota_refusals.labels(tenant_id, error.quota).inc()

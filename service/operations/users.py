@@ -9,6 +9,7 @@ from service.errors import NotFound
 from service.observability.context import in_context
 from service.operations.commits import commit
 from service.operations.serving import Serving
+from service.operations.turns import Turns
 from service.store.records import StoredUser
 from service.store.users import UserRepository
 
@@ -18,10 +19,11 @@ __all__ = ["StoredUser", "Users"]
 class Users:
     """The use cases behind `/users`. They ask the database, never memory."""
 
-    def __init__(self, *, repository: UserRepository, executor: Executor, serving: Serving) -> None:
+    def __init__(self, *, repository: UserRepository, executor: Executor, serving: Serving, turns: Turns) -> None:
         self._repository = repository
         self._executor = executor
         self._serving = serving
+        self._turns = turns
 
     async def get(self, tenant_id: str, user_id: str) -> StoredUser:
         """One user.
@@ -58,6 +60,8 @@ class Users:
             self._executor,
             in_context(lambda: self._repository.erase(tenant_id, user_id)),
             lambda erased: telling.extend(self._serving.forget(tenant_id, user_id, erased)),
+            turns=self._turns,
+            of=(tenant_id, user_id),
         )
         for told in telling:
             await asyncio.shield(told)

@@ -24,6 +24,7 @@ from service.operations.score import Score
 from service.operations.self_check import SelfChecks
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text, TextKeys
+from service.operations.turns import Turns
 from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.runtime.access import open_access, require_a_key
@@ -160,6 +161,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         shared=None if redis is None else redis.users,
     )
     serving = Serving([ServedCheckpoint(checkpoint, base_rewards, states)], None if redis is None else redis.users)
+    turns = Turns()
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
     self_checks = SelfChecks(parts.check, metrics.worker, interval_s=settings.self_check_interval_s)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
@@ -176,9 +178,10 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
             repository=repository,
             executor=executor,
             metrics=metrics,
+            turns=turns,
         ),
         score=Score(serving=serving, metrics=metrics),
-        users=Users(repository=repository, executor=executor, serving=serving),
+        users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
         serving=serving,
         readiness=ReadinessCheck(
             engine=engine,
