@@ -18,7 +18,8 @@ def test_the_best_against_each_is_a_row_of_the_matrices() -> None:
     best = ranking(values_B)[0]
     probability_B, std_B = best_against(base_BK, values_B, state)
     matrix_BB = difference_std(base_BK, state)
-    assert std_B is not None and matrix_BB is not None
+    assert std_B is not None
+    assert matrix_BB is not None
     np.testing.assert_allclose(probability_B, preference_probability(values_B)[best], rtol=1e-14)
     np.testing.assert_allclose(std_B, matrix_BB[best], rtol=1e-9, atol=1e-7)
     assert (probability_B[best], std_B[best], probability_B[6]) == (0.5, 0.0, 0.5)
