@@ -105,25 +105,24 @@ def choices_of(support: Support, taken_P: npt.NDArray[np.bool_] | None = None, d
 
     Args:
         support: What the user told.
-        taken_P: Which rows are meant; None: all. A stage is in or out as a whole.
+        taken_P: Which choices between two are meant; None: all. Choices among several always are.
         distinct: Let repeated choices share a weight.
     """
     diffs_PK, weights_P, tilts_P, shared_P = support.diffs_PK, support.weights_P, support.tilts_P, support.shared
     stages: Stages | None = None
-    pull_K = np.zeros(support.heads)
-    tilted = bool(tilts_P.any())
+    pull_K = np.zeros(support.heads) if tilts_P.any() else None
     if shared_P.any():
         stages, tilts_J = _stages_of(support, shared_P, distinct)
-        pull_K += (stages.weights_S[stages.stage_J] * tilts_J) @ stages.rows_JK
-        alone_P = ~shared_P if taken_P is None else taken_P & ~shared_P
-        diffs_PK, weights_P, tilts_P = diffs_PK[alone_P], weights_P[alone_P], tilts_P[alone_P]
-    elif taken_P is not None:
+        if pull_K is not None:
+            pull_K += (stages.weights_S[stages.stage_J] * tilts_J) @ stages.rows_JK
+        taken_P = ~shared_P if taken_P is None else taken_P & ~shared_P
+    if taken_P is not None:
         diffs_PK, weights_P, tilts_P = diffs_PK[taken_P], weights_P[taken_P], tilts_P[taken_P]
     if distinct:
         weights_P = distinct_weights(diffs_PK, weights_P)
-    if not tilted:
-        return Choices(diffs_PK, weights_P, None, stages)
-    return Choices(diffs_PK, weights_P, pull_K + (weights_P * tilts_P) @ diffs_PK, stages)
+    if pull_K is not None:
+        pull_K += (weights_P * tilts_P) @ diffs_PK
+    return Choices(diffs_PK, weights_P, pull_K, stages)
 
 
 def _stages_of(support: Support, shared_P: npt.NDArray[np.bool_], distinct: bool) -> tuple[Stages, FloatArray]:
@@ -189,9 +188,10 @@ def _standardised(support: Support) -> tuple[FloatArray, FloatArray, FloatArray]
     np.minimum.at(lowest_G, group_R, half_R)
     above_R = half_R - lowest_G[group_R]
     total_G = np.bincount(group_R, weights_R)
-    freedom = float((total_G - np.bincount(group_R, weights_R**2) / total_G).sum())
-    # beside one rating the others of its group may weigh nothing
-    if freedom <= SAME * total_G.max() or above_R.max() <= 1e-12 * np.abs(half_R).max():
+    freedom_G = total_G - np.bincount(group_R, weights_R**2) / total_G
+    # where all but one rating of a group weigh nothing, this is what rounding left
+    freedom = float(freedom_G[freedom_G > 1e-9 * total_G].sum())
+    if freedom == 0.0 or above_R.max() <= 1e-12 * np.abs(half_R).max():
         return none
     # over the largest before anything is squared
     above_R = above_R / above_R.max()

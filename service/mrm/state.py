@@ -83,12 +83,12 @@ class Support:
         if self.weights_R.shape != self.ratings_R.shape:
             raise ValueError(f"expected weights of ratings {self.ratings_R.shape}, got {self.weights_R.shape}")
         for weights in (self.weights_P, self.weights_R):
-            if not ((weights > 0) & (weights <= LARGEST_WEIGHT)).all():
+            if len(weights) and not (weights.min() > 0 and weights.max() <= LARGEST_WEIGHT):
                 raise ValueError(f"weights must be above 0 and at most {LARGEST_WEIGHT:g}")
-        if not (np.abs(self.tilts_P) <= LARGEST_WEIGHT).all():
+        if self.tilts_P.any() and not (np.abs(self.tilts_P) <= LARGEST_WEIGHT).all():
             raise ValueError(f"tilts must be at most {LARGEST_WEIGHT:g} in size")
-        shared_P = self.shared
-        if shared_P.any():
+        if not self._ascending:
+            shared_P = self.shared
             if not np.isnan(self.strengths_P[shared_P]).all():
                 raise ValueError("a choice among several texts has no strength")
             order = np.argsort(self.stages_P, kind="stable")
@@ -113,11 +113,15 @@ class Support:
     @property
     def shared(self) -> npt.NDArray[np.bool_]:
         """Which rows belong to a stage of several, [P]."""
-        stages_P = self.stages_P
-        if (stages_P[1:] > stages_P[:-1]).all():  # the usual case: no ranking
-            return np.zeros(len(stages_P), bool)
-        _, stage_P, count_S = np.unique(stages_P, return_inverse=True, return_counts=True)
+        if self._ascending:
+            return np.zeros(len(self.stages_P), bool)
+        _, stage_P, count_S = np.unique(self.stages_P, return_inverse=True, return_counts=True)
         return np.asarray(count_S[stage_P] > 1)
+
+    @property
+    def _ascending(self) -> bool:
+        """Whether each row has a higher stage than the one before: the usual case, where nothing is shared."""
+        return bool((self.stages_P[1:] > self.stages_P[:-1]).all())
 
     @classmethod
     def of(
@@ -167,9 +171,11 @@ class Support:
             return self
         pairs = np.lexsort((self.tilts_P, self.weights_P, self.strengths_P, *self.diffs_PK.T))
         stages_P = np.arange(len(pairs))
-        if self.shared.any():
+        if not self._ascending:
             pairs, stages_P = self._whole_stages(pairs)
-        rated = np.lexsort((self.weights_R, self.ratings_R, *self.rated_RK.T, self.groups_R))
+        rated: slice | npt.NDArray[np.intp] = slice(None)
+        if len(self.ratings_R):
+            rated = np.lexsort((self.weights_R, self.ratings_R, *self.rated_RK.T, self.groups_R))
         return Support(
             self.diffs_PK[pairs],
             self.strengths_P[pairs],
