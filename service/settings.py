@@ -43,6 +43,12 @@ class Settings(BaseSettings):
 
     # What it serves
     checkpoint: Path = Field(DEMO_CHECKPOINT, description="Checkpoint directory.")
+    checkpoints: str = Field(
+        "", description="Further checkpoint directories, by comma: loaded beside CHECKPOINT, to be made active."
+    )
+    min_fidelity: float = Field(
+        0.8, ge=0, le=1, description="Least fidelity of a map that carries users from another checkpoint."
+    )
     backbone: str = Field("", description="`minilm`, a hub id or a path; empty takes the one the checkpoint names.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["auto", "float32", "bfloat16", "float8"] = Field(
@@ -118,6 +124,9 @@ class Settings(BaseSettings):
     max_text_bytes: Count = Field(262_144, description="Bytes of one prompt or completion.")
     max_body_bytes: Count = Field(33_554_432, description="Bytes of one request.")
     idempotency_ttl_s: Seconds = Field(86_400.0, description="How long an Idempotency-Key is remembered.")
+    history_versions: int = Field(
+        20, ge=0, description="Earlier versions of a user that a rollback can go to; 0 keeps nothing that was replaced."
+    )
     request_timeout_s: Seconds = Field(60.0, description="Longest time a request may take; then 503.")
     max_in_flight: Count = Field(1024, description="Requests worked on at once; beyond it they get 503.")
     max_in_flight_bytes: Count = Field(268_435_456, description="Bytes of their bodies; beyond it they get 503.")
@@ -188,6 +197,11 @@ class Settings(BaseSettings):
     def keys_required(self) -> bool:
         """Whether every request but those of the public routes needs an API key."""
         return self.auth == "required" or (self.auth == "auto" and not is_loopback(self.host))
+
+    @property
+    def further_checkpoints(self) -> tuple[Path, ...]:
+        """The directories of CHECKPOINTS."""
+        return tuple(Path(part.strip()) for part in self.checkpoints.split(",") if part.strip())
 
     @property
     def engine_urls(self) -> tuple[str, ...]:

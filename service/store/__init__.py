@@ -1,23 +1,60 @@
-"""What is kept: users, their pairs and answered requests in SQL; hot copies in the process. No tensors, no HTTP."""
+"""What is kept: users, what they said and answered requests in SQL; hot copies in the process. No tensors, no HTTP."""
 
 from service.store.caches import BaseRewardCache, CachedBaseRewards, CachedUser, LruCache, UserCache
 from service.store.database import Database, open_database
-from service.store.records import AdaptOutcome, Idempotency, NewPair, Solution, StoredPair, StoredUser
+from service.store.records import (
+    AdaptOutcome,
+    Append,
+    Change,
+    ChangeOutcome,
+    Delete,
+    EvidenceKind,
+    HeadsView,
+    Idempotency,
+    NewEvidence,
+    NewPair,
+    Replace,
+    Reset,
+    Rollback,
+    ServingRow,
+    Solution,
+    StoredEvidence,
+    StoredPair,
+    StoredUser,
+    StoredVersion,
+    UserExport,
+)
+from service.store.serving import ServingRepository
 from service.store.users import UserRepository
 
 __all__ = [
     "AdaptOutcome",
+    "Append",
     "BaseRewardCache",
     "CachedBaseRewards",
     "CachedUser",
+    "Change",
+    "ChangeOutcome",
     "Database",
+    "Delete",
+    "EvidenceKind",
+    "HeadsView",
     "Idempotency",
     "LruCache",
+    "NewEvidence",
     "NewPair",
+    "Replace",
+    "Reset",
+    "Rollback",
+    "ServingRepository",
+    "ServingRow",
     "Solution",
+    "StoredEvidence",
     "StoredPair",
     "StoredUser",
+    "StoredVersion",
     "UserCache",
+    "UserExport",
     "UserRepository",
     "open_database",
 ]

@@ -61,6 +61,15 @@ class Database:
         with translated(), self._reading.connect() as connection:
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection whose reading statements all see the database as of one moment."""
+        with translated(), self.engine.connect() as connection:
+            if self.is_postgresql:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
     def transaction(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one writing transaction and commit it.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from service.errors import InvalidInput
-from service.store.records import AdaptOutcome, Idempotency
+from service.store.records import ChangeOutcome, Idempotency
 from service.store.tables import IdempotencyRow
 
 _OF_USER = IdempotencyRow.incarnation == bindparam("incarnation")
@@ -16,11 +16,17 @@ _PURGE_USER = delete(IdempotencyRow).where(_OF_USER, _EXPIRED)
 _PURGE = delete(IdempotencyRow).where(_EXPIRED)
 _KEPT = select(IdempotencyRow.body_hash, IdempotencyRow.answer).where(_OF_USER, IdempotencyRow.key == bindparam("key"))
 _KEEP = insert(IdempotencyRow)
+_ALL = select(IdempotencyRow.key, IdempotencyRow.answer).where(_OF_USER)
+_WRITE = (
+    update(IdempotencyRow)
+    .where(IdempotencyRow.incarnation == bindparam("life"), IdempotencyRow.key == bindparam("name"))
+    .values(answer=bindparam("shorter"))
+)
 
 
 def kept_answer(
     connection: Connection, incarnation: int, idempotency: Idempotency, now: datetime
-) -> AdaptOutcome | None:
+) -> ChangeOutcome | None:
     """The answer kept under this key; the user's expired ones are deleted on the way.
 
     Raises:
@@ -34,7 +40,7 @@ def kept_answer(
         raise InvalidInput.single(
             "Idempotency-Key", "this key was used with another body: send a new key with a new request"
         )
-    return AdaptOutcome.from_json(row.answer).as_replay()
+    return ChangeOutcome.from_json(row.answer).as_replay()
 
 
 def keep_answer(
@@ -42,7 +48,7 @@ def keep_answer(
     tenant_id: str,
     incarnation: int,
     idempotency: Idempotency,
-    outcome: AdaptOutcome,
+    outcome: ChangeOutcome,
     expires_at: datetime,
 ) -> None:
     """Keep `outcome` under the key until `expires_at`."""
@@ -57,6 +63,19 @@ def keep_answer(
             "expires_at": expires_at,
         },
     )
+
+
+def forget_answers(connection: Connection, incarnation: int) -> None:
+    """Take out of the user's kept answers what was computed from statements that are deleted now.
+
+    They still keep a request that is sent again from being done again.
+    """
+    shorter = [
+        {"life": incarnation, "name": key, "shorter": ChangeOutcome.from_json(answer).forgotten().to_json()}
+        for key, answer in connection.execute(_ALL, {"incarnation": incarnation})
+    ]
+    if shorter:
+        connection.execute(_WRITE, shorter)
 
 
 def purge_expired(connection: Connection, now: datetime) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 Report = dict[str, float | None]
+EvidenceKind = Literal["pair", "rating", "ranking"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,9 +31,10 @@ class StoredUser:
         weights_K: Effective weights, [K], read-only.
         factor: Packed lower-triangular posterior factor of the same version, [K (K + 1) / 2], read-only;
             None where the recipe gives none.
-        pairs: Stored pairs under `heads_id`.
+        pairs: Live evidence that these weights could be made from.
         created_at: When this incarnation began (aware, UTC).
         updated_at: When this version was made (aware, UTC).
+        carried: How the weights came to this checkpoint, where they were not solved by a change; None where they were.
     """
 
     tenant_id: str
@@ -43,6 +48,7 @@ class StoredUser:
     pairs: int
     created_at: datetime
     updated_at: datetime
+    carried: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +101,123 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NewPair:
-    """One preference to store.
+class NewEvidence:
+    """One statement of a user, to be stored.
 
     Attributes:
-        pair_id: The caller's name for the pair, unique within the user.
-        content_key: 32 bytes that stand for the texts; the same id with another key is a contradiction.
-        diff_K: Base rewards of the chosen completion minus those of the rejected one, [K].
-        strength: How strongly it was preferred, on the user's own scale; None for a plain choice.
+        evidence_id: The caller's name for it, unique within the user.
+        content_key: 32 bytes that stand for what was said; the same id with another key is a contradiction.
+        kind: What was said: a choice between two texts, a rating of one, or an order of several.
+        base_rewards: Of a pair chosen minus rejected, [K]; of a rating the text's, [K]; of a ranking the texts',
+            [n, K].
+        grade: Of a pair how strongly it was felt, of a rating the rating, on the user's own scale; None for a plain
+            choice.
+        ranks: Of a ranking the n places: 0 is best, equal is tied.
+        group: Of a rating 32 bytes that stand for what it is compared with; None: with all ratings that have none.
+        weight: What its likelihood is multiplied with.
+        tilt: The constant of its choice term: 0 for a plain choice, -1/2 for a tie.
+        source: The kind of implicit feedback that it was read from; None: it was said outright.
+        event_time: When it was said (aware); None: when it is stored.
+        retained: What else is kept of it, such as its texts: opaque here.
+        field: Where in the request it stands, for errors: ``ratings[3]``. Empty: ``pairs[i]``.
     """
 
-    pair_id: str
+    evidence_id: str
     content_key: bytes
-    diff_K: Vector
-    strength: float | None
+    kind: EvidenceKind
+    base_rewards: Vector
+    grade: float | None = None
+    ranks: tuple[int, ...] | None = None
+    group: bytes | None = None
+    weight: float = 1.0
+    tilt: float = 0.0
+    source: str | None = None
+    event_time: datetime | None = None
+    retained: bytes | None = None
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredPair:
-    """A preference as stored: a `NewPair` with its time and the heads that its difference belongs to."""
+class StoredEvidence:
+    """A statement as stored: `NewEvidence` with its time and the heads that its base rewards belong to.
 
-    pair_id: str
+    Attributes:
+        heads_id: The heads that it was measured with.
+        carried: Whether `base_rewards` went through a map, from `heads_id` to the heads of a view.
+        live: Whether it counts; what was replaced or reset does not, and a rollback may bring it back.
+    """
+
+    evidence_id: str
     content_key: bytes
-    diff_K: Vector
-    strength: float | None
+    kind: EvidenceKind
+    base_rewards: Vector
+    grade: float | None
+    ranks: tuple[int, ...] | None
+    group: bytes | None
+    weight: float
+    tilt: float
+    source: str | None
     event_time: datetime
     heads_id: str
+    carried: bool = False
+    live: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadsView:
+    """From where a solve looks at stored evidence: the heads of one checkpoint, and what can be carried to them.
+
+    Attributes:
+        checkpoint_id: The checkpoint.
+        heads_id: Its heads.
+        heads: How many they are, K.
+        maps: By the heads that something was measured with, the matrix [K, K_from] that carries it here; the best map
+            first.
+    """
+
+    checkpoint_id: str
+    heads_id: str
+    heads: int
+    maps: Mapping[str, Matrix]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add `items` to what the user said. `cause` is written with the version."""
+
+    items: Sequence[NewEvidence]
+    cause: str = "adapt"
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """What the user said is `items` and nothing else. A rollback undoes it, while the version before is kept."""
+
+    items: Sequence[NewEvidence]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete these statements for good, with all that is kept of them."""
+
+    evidence_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Let that count again which counted in `version`, and nothing else."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Let nothing count any more; with `forget` all of it is deleted for good."""
+
+    forget: bool
+
+
+Change = Append | Replace | Delete | Rollback | Reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +237,21 @@ class Solution:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class AdaptOutcome:
-    """The answer to one adapt, kept beside its idempotency key.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeOutcome:
+    """The answer to one change of a user, kept beside its idempotency key.
 
     Attributes:
-        pairs_received: Pairs in the request.
-        pairs_stored: Those that were not stored before.
-        pairs_total: Pairs of the user under the heads in use.
+        version: The version that the change made.
+        cause: What kind of change it was: adapt, replace, delete, rollback, reset, forget, or an `Append`'s own.
+        weights: Effective weights; empty in a kept answer whose user has since deleted some of what they said.
+        pairs_received: Statements in the request.
+        pairs_stored: Those that did not count before and do now.
+        pairs_deleted: Statements that counted before and do not any more; for a deletion, those deleted.
+        pairs_total: Statements that count and that the heads in use can use.
+        carried: How many of those that were solved on went through a map.
+        left_out: Statements that count and that the heads in use cannot use.
+        exact: Of a rollback, whether the weights are those of the earlier version, to the last bit; else None.
         report: The solve's figures (losses, accuracies); None where one has no meaning.
         replayed: True when this is the stored answer to an earlier request with the same key.
     """
@@ -162,16 +266,127 @@ class AdaptOutcome:
     pairs_total: int
     report: Report
     replayed: bool
+    cause: str = "adapt"
+    pairs_deleted: int = 0
+    carried: int = 0
+    left_out: int = 0
+    exact: bool | None = None
 
     def to_json(self) -> bytes:
-        """The outcome as JSON; every float survives the way back bit by bit."""
-        return orjson.dumps(asdict(self))
+        """The outcome as JSON; every float survives the way back bit by bit.
+
+        What is as it always was before there were other changes is left out: the version before knows no such names,
+        and may still run.
+        """
+        usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return orjson.dumps({k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]})
 
     @classmethod
-    def from_json(cls, data: bytes) -> AdaptOutcome:
+    def from_json(cls, data: bytes) -> ChangeOutcome:
         """The inverse of `to_json`."""
         return cls(**orjson.loads(data))
 
-    def as_replay(self) -> AdaptOutcome:
+    def as_replay(self) -> ChangeOutcome:
         """The same outcome, marked as an answer given again."""
         return replace(self, replayed=True)
+
+    def forgotten(self) -> ChangeOutcome:
+        """The same outcome without what was computed from statements: weights and figures."""
+        return replace(self, weights=[], report=dict.fromkeys(self.report))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredVersion:
+    """A version of a user that can be looked at and, within the history that is kept, gone back to.
+
+    Attributes:
+        version: Its number.
+        cause: What made it.
+        checkpoint_id: The checkpoint of its weights.
+        heads_id: The heads of its weights.
+        weights_K: Its weights, [K]; None where statements that they were made from have been deleted since.
+        pairs: Statements that they were made from.
+        created_at: When it was made.
+        current: Whether it is the one that serves.
+    """
+
+    version: int
+    cause: str
+    checkpoint_id: str
+    heads_id: str
+    weights_K: Vector | None
+    pairs: int
+    created_at: datetime
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """An answer kept under an idempotency key."""
+
+    key: str
+    answer: bytes
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserExport:
+    """All that is stored of one user, as of one moment.
+
+    Attributes:
+        user: The user.
+        evidence: Every statement as measured with every heads, live or not, by id and heads.
+        retained: What else is kept of statements, by id.
+        versions: Every version that is kept, the newest first.
+        answers: Every answer kept under an idempotency key.
+    """
+
+    user: StoredUser
+    evidence: list[StoredEvidence]
+    retained: dict[str, bytes]
+    versions: list[StoredVersion]
+    answers: list[KeptAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRow:
+    """Which checkpoints serve, the same for every replica.
+
+    Attributes:
+        active: The checkpoint that answers.
+        previous: The one before it, to go back to; None where there was none.
+        shadow: One that computes beside it and answers nobody; None for none.
+        generation: Grows by one with every change.
+        changed_at: When it last changed (aware, UTC).
+    """
+
+    active: str
+    previous: str | None
+    shadow: str | None
+    generation: int
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewPair:
+    """One preference to store, as `NewEvidence` of kind pair says it."""
+
+    pair_id: str
+    content_key: bytes
+    diff_K: Vector
+    strength: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPair:
+    """A preference as stored, as `StoredEvidence` of kind pair says it."""
+
+    pair_id: str
+    content_key: bytes
+    diff_K: Vector
+    strength: float | None
+    event_time: datetime
+    heads_id: str
+
+
+AdaptOutcome = ChangeOutcome

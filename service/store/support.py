@@ -1,106 +1,151 @@
-"""A user's pairs: which are new, which contradict, and which the solve sees.
+"""The support set: which of a user's statements a solve sees, from where it looks.
 
-Pairs are a set keyed by their id. Under other heads the same pair is another row, so that going back to an
-earlier checkpoint finds its differences unchanged.
+A statement stays under the heads that it was measured with. A view sees it as measured with the view's own heads, else
+as measured with heads that a map leads from, the best map first, else not at all.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+import numpy as np
+from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, or_, select, true
 
-from service.errors import FieldIssue, InvalidInput
-from service.store.records import NewPair, StoredPair
+from service.store.records import HeadsView, Matrix, StoredEvidence, Vector
 from service.store.tables import PairRow
-from service.store.vectors import from_bytes, to_bytes
-
-# Both databases limit the parameters of one statement; the smallest such limit is SQLite's old 999.
-_IDS_PER_STATEMENT = 900
+from service.store.vectors import from_bytes
 
 _OF_USER = PairRow.incarnation == bindparam("incarnation")
-_OF_HEADS = PairRow.heads_id == bindparam("heads_id")
-_FORGET = delete(PairRow).where(_OF_USER)
-_KNOWN = select(PairRow.pair_id, PairRow.content_key, PairRow.heads_id).where(
-    _OF_USER, PairRow.pair_id.in_(bindparam("ids", expanding=True))
+_LIVE = PairRow.live.is_(True)
+
+COLUMNS: tuple[Any, ...] = (
+    PairRow.pair_id,
+    PairRow.heads_id,
+    PairRow.content_key,
+    PairRow.diff,
+    PairRow.grade,
+    PairRow.event_time,
+    PairRow.kind,
+    PairRow.weight,
+    PairRow.tilt,
+    PairRow.group_key,
+    PairRow.ranks,
+    PairRow.source,
+    PairRow.live,
 )
-_STORE = insert(PairRow)
+
+
+def _newest(heads: Any) -> Select[Any]:
+    return (
+        select(*COLUMNS)
+        .where(_OF_USER, _LIVE, heads)
+        .order_by(PairRow.event_time.desc(), PairRow.pair_id.desc())
+        .limit(bindparam("limit"))
+    )
+
+
+# Whether there is anything under other heads is asked by two looks into an index, in the same statement: for almost
+# all users there is not, and the rest of the questions need not be put.
+_ELSEWHERE = select(
+    or_(
+        exists().where(_OF_USER, PairRow.heads_id < bindparam("heads_id")),
+        exists().where(_OF_USER, PairRow.heads_id > bindparam("heads_id")),
+    ).label("elsewhere")
+).subquery()
+_HERE = _newest(PairRow.heads_id == bindparam("heads_id")).subquery()
 _SUPPORT = (
-    select(PairRow.pair_id, PairRow.content_key, PairRow.diff, PairRow.grade, PairRow.event_time)
-    .where(_OF_USER, _OF_HEADS)
-    .order_by(PairRow.event_time.desc(), PairRow.pair_id.desc())
-    .limit(bindparam("limit"))
+    select(_ELSEWHERE.c.elsewhere, _HERE)
+    .select_from(_ELSEWHERE.outerjoin(_HERE, true()))
+    .order_by(_HERE.c.event_time.desc(), _HERE.c.pair_id.desc())
 )
-_COUNT = select(func.count()).select_from(PairRow).where(_OF_USER, _OF_HEADS)
+_UNDER = _newest(PairRow.heads_id == bindparam("heads_id"))
+_COUNT = select(func.count()).select_from(PairRow).where(_OF_USER, _LIVE, PairRow.heads_id == bindparam("heads_id"))
+_SEEN = (
+    select(func.max(case((PairRow.heads_id.in_(bindparam("heads", expanding=True)), 1), else_=0)).label("seen"))
+    .where(_OF_USER, _LIVE)
+    .group_by(PairRow.pair_id)
+    .subquery()
+)
+_COUNTS = select(func.count(), func.sum(_SEEN.c.seen)).select_from(_SEEN)
 
 
-def forget_pairs(connection: Connection, incarnation: int) -> None:
-    """Delete all pairs of the user."""
-    connection.execute(_FORGET, {"incarnation": incarnation})
+@dataclass(frozen=True, slots=True, eq=False)
+class SupportSet:
+    """What a solve sees.
 
-
-def store_pairs(
-    connection: Connection,
-    tenant_id: str,
-    incarnation: int,
-    pairs: Sequence[NewPair],
-    heads_id: str,
-    event_time: datetime,
-) -> int:
-    """Store those of `pairs` that are not stored yet, and return how many they were.
-
-    Raises:
-        InvalidInput: Ids that already stand for other content, here or in the store: every one of them.
+    Attributes:
+        evidence: The newest statements, newest first; of one time, those with the greatest ids first.
+        total: Live statements that the view can use, those beyond the limit included.
+        left_out: Live statements that it cannot use.
     """
-    known: dict[str, bytes] = {}
-    here: set[str] = set()
-    ids = list(dict.fromkeys(pair.pair_id for pair in pairs))
-    for start in range(0, len(ids), _IDS_PER_STATEMENT):
-        for pair_id, content_key, stored_heads_id in connection.execute(
-            _KNOWN, {"incarnation": incarnation, "ids": ids[start : start + _IDS_PER_STATEMENT]}
-        ):
-            known[pair_id] = content_key
-            if stored_heads_id == heads_id:
-                here.add(pair_id)
 
-    issues: list[FieldIssue] = []
-    rows = []
-    for i, pair in enumerate(pairs):
-        if known.setdefault(pair.pair_id, pair.content_key) != pair.content_key:
-            issues.append(
-                FieldIssue(f"pairs[{i}].id", "this id already stands for another pair: give each pair its own id")
-            )
-        elif pair.pair_id not in here:
-            here.add(pair.pair_id)
-            rows.append(
-                {
-                    "incarnation": incarnation,
-                    "pair_id": pair.pair_id,
-                    "heads_id": heads_id,
-                    "tenant_id": tenant_id,
-                    "content_key": pair.content_key,
-                    "diff": to_bytes(pair.diff_K),
-                    "grade": pair.strength,
-                    "event_time": event_time,
-                }
-            )
-    if issues:
-        raise InvalidInput(issues)
-    if rows:
-        connection.execute(_STORE, rows)
-    return len(rows)
+    evidence: list[StoredEvidence]
+    total: int
+    left_out: int
 
 
-def support_set(connection: Connection, incarnation: int, heads_id: str, limit: int) -> list[StoredPair]:
-    """The newest `limit` pairs under `heads_id`, newest first; of one time, those with the greatest ids."""
-    rows = connection.execute(_SUPPORT, {"incarnation": incarnation, "heads_id": heads_id, "limit": limit})
-    return [
-        StoredPair(pair_id, content_key, from_bytes(diff), grade, event_time, heads_id)
-        for pair_id, content_key, diff, grade, event_time in rows
-    ]
+def support_set(connection: Connection, incarnation: int, view: HeadsView, limit: int) -> SupportSet:
+    """The newest `limit` live statements that `view` can use.
+
+    It is a function of the set of rows: neither their order nor that of the calls that stored them matters.
+    """
+    asked = {"incarnation": incarnation, "heads_id": view.heads_id, "limit": limit}
+    rows = connection.execute(_SUPPORT, asked).all()
+    here = [to_evidence(row) for row in rows if row.pair_id is not None]
+    if not rows[0].elsewhere:
+        total = len(here)
+        if total == limit:
+            total = connection.execute(_COUNT, {"incarnation": incarnation, "heads_id": view.heads_id}).scalar_one()
+        return SupportSet(here, total, 0)
+    # Statements are told apart by id. One that is among the newest of all is among the newest under its heads, too.
+    by_id = {each.evidence_id: each for each in here}
+    for heads_id, map_KK in view.maps.items():
+        if heads_id == view.heads_id:
+            continue
+        for row in connection.execute(_UNDER, asked | {"heads_id": heads_id}):
+            if row.pair_id not in by_id:
+                by_id[row.pair_id] = carry(to_evidence(row), map_KK)
+    newest = sorted(by_id.values(), key=lambda each: (each.event_time, each.evidence_id.encode()), reverse=True)
+    seen = {"incarnation": incarnation, "heads": [view.heads_id, *view.maps]}
+    live, usable = connection.execute(_COUNTS, seen).one()
+    return SupportSet(newest[:limit], int(usable or 0), int(live) - int(usable or 0))
 
 
-def count_pairs(connection: Connection, incarnation: int, heads_id: str) -> int:
-    """How many pairs the user has under `heads_id`."""
-    return connection.execute(_COUNT, {"incarnation": incarnation, "heads_id": heads_id}).scalar_one()
+def to_evidence(row: Row[Any]) -> StoredEvidence:
+    """A row of `COLUMNS` as a value."""
+    ranks = None if row.ranks is None else unpack_ranks(row.ranks)
+    base_rewards = from_bytes(row.diff)
+    return StoredEvidence(
+        evidence_id=row.pair_id,
+        content_key=row.content_key,
+        kind=row.kind or "pair",
+        base_rewards=base_rewards if ranks is None else base_rewards.reshape(len(ranks), -1),
+        grade=row.grade,
+        ranks=ranks,
+        group=row.group_key,
+        weight=1.0 if row.weight is None else row.weight,
+        tilt=0.0 if row.tilt is None else row.tilt,
+        source=row.source,
+        event_time=row.event_time,
+        heads_id=row.heads_id,
+        live=row.live,
+    )
+
+
+def carry(evidence: StoredEvidence, map_KK: Matrix) -> StoredEvidence:
+    """The statement as the heads that `map_KK` [K, K_from] leads to would have measured it."""
+    carried: Vector = np.asarray(evidence.base_rewards @ map_KK.T)
+    return replace(evidence, base_rewards=carried, carried=True)
+
+
+def pack_ranks(ranks: Sequence[int]) -> bytes:
+    """Places of a ranking as bytes: little-endian, two each."""
+    return struct.pack(f"<{len(ranks)}H", *ranks)
+
+
+def unpack_ranks(packed: bytes) -> tuple[int, ...]:
+    """The inverse of `pack_ranks`."""
+    return struct.unpack(f"<{len(packed) // 2}H", packed)

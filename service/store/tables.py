@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -25,6 +26,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -84,6 +87,13 @@ class UserRow(Base):
     pairs: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # What made this version; NULL: an adapt.
+    cause: Mapped[str | None] = mapped_column(Text)
+    # Packed `Serials` of the evidence that counts; NULL: all of it, and there is none that does not.
+    live: Mapped[bytes | None] = mapped_column(LargeBinary)
+    next_serial: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    # How the weights came to this checkpoint; NULL: a change solved for them.
+    carried: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         UniqueConstraint("tenant_id", "user_id"),
@@ -93,9 +103,14 @@ class UserRow(Base):
 
 
 class PairRow(Base):
-    """One preference of one user under one set of heads: the base-reward difference, no text.
+    """One statement of one user under one set of heads: base rewards, no text.
 
-    `grade` is how strongly the user felt it, on a scale of their own; NULL is a plain choice.
+    A statement is a pair, a rating or a ranking; the table is named for the first. `diff` holds base rewards: of a
+    ranking those of all texts, one behind the other. NULL in a column means what every row of the first versions meant:
+    a pair of weight 1, without a tilt, said outright.
+
+    `serial` numbers the user's statements in the order in which they came, the same under all heads; 0 is all those
+    from before there were numbers. Sets of them tell what counted in which version; `live` tells what counts now.
     """
 
     __tablename__ = "pairs"
@@ -109,12 +124,53 @@ class PairRow(Base):
     content_key: Mapped[bytes] = mapped_column(LargeBinary)
     diff: Mapped[bytes] = mapped_column(LargeBinary)
     grade: Mapped[float | None] = mapped_column(Double)
-    # Always 1, for the version before, which weighs pairs by it and may still run beside this one.
+    # Always 1, for the version before the last, which weighs pairs by it.
     strength: Mapped[float] = mapped_column(Double, default=1.0)
     event_time: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str | None] = mapped_column(Text)
+    weight: Mapped[float | None] = mapped_column(Double)
+    tilt: Mapped[float | None] = mapped_column(Double)
+    group_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    ranks: Mapped[bytes | None] = mapped_column(LargeBinary)
+    source: Mapped[str | None] = mapped_column(Text)
+    serial: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    live: Mapped[bool] = mapped_column(Boolean, server_default=true())
 
     # The order in which the support set is chosen.
     __table_args__ = (Index(None, "incarnation", "heads_id", "event_time", "pair_id"),)
+
+
+class PairSourceRow(Base):
+    """What else is kept of a statement, where the deployment keeps it: its texts, say. Opaque here."""
+
+    __tablename__ = "pair_sources"
+
+    incarnation: Mapped[int] = mapped_column(
+        IncarnationType, ForeignKey("users.incarnation", ondelete="CASCADE"), primary_key=True
+    )
+    pair_id: Mapped[str] = mapped_column(NameType, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(NameType)
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class VersionRow(Base):
+    """An earlier version of a user, written when the next one takes its place. The present one is the user's row."""
+
+    __tablename__ = "versions"
+
+    incarnation: Mapped[int] = mapped_column(
+        IncarnationType, ForeignKey("users.incarnation", ondelete="CASCADE"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    tenant_id: Mapped[str] = mapped_column(NameType)
+    cause: Mapped[str | None] = mapped_column(Text)
+    checkpoint_id: Mapped[str] = mapped_column(Text)
+    heads_id: Mapped[str] = mapped_column(Text)
+    # NULL: statements that they were made from have been deleted since.
+    weights: Mapped[bytes | None] = mapped_column(LargeBinary)
+    pairs: Mapped[int] = mapped_column(BigInteger)
+    live: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class IdempotencyRow(Base):
@@ -159,3 +215,18 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (CheckConstraint("role IN ('score', 'adapt', 'admin')", name="role_known"),)
+
+
+class ServingRecord(Base):
+    """Which checkpoints serve: one row for the whole deployment."""
+
+    __tablename__ = "serving"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    active: Mapped[str] = mapped_column(Text)
+    previous: Mapped[str | None] = mapped_column(Text)
+    shadow: Mapped[str | None] = mapped_column(Text)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

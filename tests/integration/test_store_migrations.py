@@ -130,6 +130,8 @@ def test_a_table_that_is_in_use_for_long_is_not_waited_for(postgres: PostgresSer
 
 def test_every_table_carries_the_tenant_and_what_is_of_a_user_the_incarnation() -> None:
     for table in Base.metadata.sorted_tables:
+        if table.name == "serving":  # of the deployment
+            continue
         assert "tenant_id" in table.columns, table.name
         assert "incarnation" in table.columns or table.name in {"tenants", "api_keys"}, table.name
 
