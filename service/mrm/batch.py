@@ -13,7 +13,7 @@ import numpy.typing as npt
 from service.mrm.evidence import directions, distinct_weights
 from service.mrm.gaussian import DECREMENT_TOLERANCE, MAX_HALVINGS, MAX_STEPS, solve_map
 from service.mrm.stages import SAME
-from service.mrm.state import FloatArray, GaussianStart, IntArray, Support, UserState
+from service.mrm.state import LARGEST_WEIGHT, FloatArray, GaussianStart, IntArray, Support, UserState
 
 # Doubles in a batch's largest array: 2 MiB keeps a batch in the caches, and memory flat in U.
 BATCH_DOUBLES: Final = 2**18
@@ -47,8 +47,13 @@ def solve_many(
     start: GaussianStart,
     factors: bool = True,
     threads: int = 1,
+    *,
+    weights_P: npt.NDArray[np.floating[Any]] | None = None,
+    tilts_P: npt.NDArray[np.floating[Any]] | None = None,
 ) -> UserStates:
-    """Adapt U users to their plain choices: `solve` of each, to 1e-8.
+    """Adapt U users to their choices between two: `solve` of each, to 1e-8.
+
+    Strengths, ratings and choices among several are not for batches: solve those users one by one.
 
     Newton takes the same steps as `gaussian.solve_map`, stopped by the same tests user by user; only the order of sums
     differs, since pairs stay in the order in which they come. Memory beyond arguments and result is a few batches, so
@@ -61,30 +66,33 @@ def solve_many(
         start: Prior and temperature.
         factors: Make posterior factors too.
         threads: Batches solved side by side.
+        weights_P: How much each pair counts, as in `Support`; None: 1.
+        tilts_P: Tilts of the pairs, as in `Support`; None: 0.
 
     Raises:
-        ValueError: Shapes do not fit, or the numbers are not finite or too large to solve with.
+        ValueError: Shapes do not fit, the numbers are not finite or too large to solve with, or weights not positive.
     """
     if diffs_PK.shape != (len(user_P), start.heads):
         raise ValueError(f"expected diffs [{len(user_P)}, {start.heads}], got {diffs_PK.shape}")
     if len(user_P) and not 0 <= user_P.min() <= user_P.max() < users:
         raise ValueError(f"users of pairs must lie in [0, {users}), got {user_P.min()} to {user_P.max()}")
+    for name, each in (("weights", weights_P), ("tilts", tilts_P)):
+        if each is not None and each.shape != (len(user_P),):
+            raise ValueError(f"expected {name} [{len(user_P)}], got {each.shape}")
     heads = start.heads
     weights_UK = np.empty((users, heads))
     factors_UF = np.empty((users, heads * (heads + 1) // 2)) if factors else None
 
     def solve_batch(batch: tuple[IntArray, IntArray]) -> None:
         users_B, rows_BP = batch
-        diffs_BPK, weights_BP = _gathered(diffs_PK, rows_BP)
+        diffs_BPK, weights_BP = _gathered(diffs_PK, rows_BP, weights_P)
+        pull_BK = None if tilts_P is None else _pulls(diffs_BPK, weights_BP, rows_BP, tilts_P)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                v_BK, hessian_BKK = _modes(diffs_BPK, weights_BP, start)
+                v_BK, hessian_BKK = _modes(diffs_BPK, weights_BP, pull_BK, start)
                 factors_BF = _packed_factors(hessian_BKK) if factors else None
         except np.linalg.LinAlgError:  # somebody's numbers need the care that only `solve_map` takes
-            states = [
-                solve_map(Support.of(each_PK[row_P >= 0]), start)
-                for each_PK, row_P in zip(diffs_BPK, rows_BP, strict=True)
-            ]
+            states = [_solved_alone(diffs_PK, row_P[row_P >= 0], weights_P, tilts_P, start) for row_P in rows_BP]
             v_BK = start.temperature * np.stack([state.weights_K for state in states])
             factors_BF = (
                 start.temperature * np.stack([state.factor for state in states if state.factor is not None])
@@ -128,7 +136,20 @@ def _batches(user_P: IntArray, users: int, heads: int) -> Iterator[tuple[IntArra
         start = stop
 
 
-def _gathered(diffs_PK: npt.NDArray[np.floating[Any]], rows_BP: IntArray) -> tuple[FloatArray, FloatArray]:
+def _solved_alone(
+    diffs_PK: npt.NDArray[np.floating[Any]],
+    rows: IntArray,
+    weights_P: npt.NDArray[np.floating[Any]] | None,
+    tilts_P: npt.NDArray[np.floating[Any]] | None,
+    start: GaussianStart,
+) -> UserState:
+    weights, tilts = (None if each is None else each[rows] for each in (weights_P, tilts_P))
+    return solve_map(Support.of(diffs_PK[rows], weights_P=weights, tilts_P=tilts), start)
+
+
+def _gathered(
+    diffs_PK: npt.NDArray[np.floating[Any]], rows_BP: IntArray, weights_P: npt.NDArray[np.floating[Any]] | None
+) -> tuple[FloatArray, FloatArray]:
     """Differences [B, P, K] and weights [B, P] of a batch, both 0 where padded."""
     filled_BP = rows_BP >= 0
     if not rows_BP.size:
@@ -137,11 +158,27 @@ def _gathered(diffs_PK: npt.NDArray[np.floating[Any]], rows_BP: IntArray) -> tup
     if not np.isfinite(diffs_BPK).all():
         raise ValueError("the pairs hold numbers that are not finite")
     weights_BP = filled_BP.astype(np.float64)
+    if weights_P is not None:
+        weights_BP[filled_BP] = weights_P[rows_BP[filled_BP]]
+        if not ((weights_BP[filled_BP] > 0) & (weights_BP[filled_BP] <= LARGEST_WEIGHT)).all():
+            raise ValueError(f"weights must be above 0 and at most {LARGEST_WEIGHT:g}")
     diffs_BPK[~filled_BP] = 0.0
     for row in _repeated(diffs_BPK, filled_BP):
         given_P = filled_BP[row]
         weights_BP[row, given_P] = distinct_weights(diffs_BPK[row, given_P], weights_BP[row, given_P])
     return diffs_BPK, weights_BP
+
+
+def _pulls(
+    diffs_BPK: FloatArray, weights_BP: FloatArray, rows_BP: IntArray, tilts_P: npt.NDArray[np.floating[Any]]
+) -> FloatArray:
+    """What each user's tilts pull along [B, K], whatever the weights are."""
+    if not rows_BP.size:
+        return np.zeros((len(rows_BP), diffs_BPK.shape[2]))
+    tilts_BP = np.where(rows_BP >= 0, tilts_P[np.maximum(rows_BP, 0)], 0.0)
+    if not (np.abs(tilts_BP) <= LARGEST_WEIGHT).all():
+        raise ValueError(f"tilts must be at most {LARGEST_WEIGHT:g} in size")
+    return _transposed(diffs_BPK, weights_BP * tilts_BP)
 
 
 def _repeated(diffs_BPK: FloatArray, filled_BP: npt.NDArray[np.bool_]) -> list[int]:
@@ -158,19 +195,23 @@ def _repeated(diffs_BPK: FloatArray, filled_BP: npt.NDArray[np.bool_]) -> list[i
     return np.flatnonzero((np.diff(place_BP, axis=1) <= SAME * largest_B[:, None]).any(axis=1)).tolist()
 
 
-def _modes(diffs_BPK: FloatArray, weights_BP: FloatArray, start: GaussianStart) -> tuple[FloatArray, FloatArray]:
+def _modes(
+    diffs_BPK: FloatArray, weights_BP: FloatArray, pull_BK: FloatArray | None, start: GaussianStart
+) -> tuple[FloatArray, FloatArray]:
     """Modes [B, K] and Hessians [B, K, K] there: `gaussian._mode` of every user."""
     users, heads = len(diffs_BPK), start.heads
     mode_BK, hessian_at_BKK = np.empty((users, heads)), np.empty((users, heads, heads))
     # those still in the arrays below, and which of them are not done
     present_B, open_B = np.arange(users), np.ones(users, bool)
-    delta_BK, pull_BK = np.zeros((users, heads)), np.zeros((users, heads))
+    delta_BK, back_BK = np.zeros((users, heads)), np.zeros((users, heads))
     logits_BP = diffs_BPK @ start.mean_K
     loss_BP, p_wrong_BP = _losses(logits_BP)
     objective_B = _rows(weights_BP, loss_BP)
     for number in range(MAX_STEPS):
         slope_BP = weights_BP * p_wrong_BP
-        gradient_BK = pull_BK - _transposed(diffs_BPK, slope_BP)
+        gradient_BK = back_BK - _transposed(diffs_BPK, slope_BP)
+        if pull_BK is not None:
+            gradient_BK -= pull_BK
         weighted_BPK = diffs_BPK * (slope_BP * (1.0 - p_wrong_BP))[..., None]
         hessian_BKK = start.precision_KK + diffs_BPK.transpose(0, 2, 1) @ weighted_BPK
         step_BK: FloatArray = np.linalg.solve(hessian_BKK, gradient_BK[..., None])[..., 0].astype(
@@ -185,10 +226,12 @@ def _modes(diffs_BPK: FloatArray, weights_BP: FloatArray, start: GaussianStart) 
         step_logits_BP = _applied(diffs_BPK, step_BK)
         for _ in range(MAX_HALVINGS if moves_B.any() else 0):
             trial_BK = delta_BK - scale_B[:, None] * step_BK
-            trial_pull_BK = trial_BK @ start.precision_KK
+            trial_back_BK = trial_BK @ start.precision_KK
             trial_logits_BP = logits_BP - scale_B[:, None] * step_logits_BP
             loss_BP, p_wrong_BP = _losses(trial_logits_BP)
-            trial_B = 0.5 * _rows(trial_BK, trial_pull_BK) + _rows(weights_BP, loss_BP)
+            trial_B = 0.5 * _rows(trial_BK, trial_back_BK) + _rows(weights_BP, loss_BP)
+            if pull_BK is not None:
+                trial_B -= _rows(pull_BK, trial_BK)
             stuck_B = moves_B & ~(trial_B <= objective_B - 1e-4 * scale_B * decrement_B)
             if not stuck_B.any():
                 break
@@ -200,13 +243,14 @@ def _modes(diffs_BPK: FloatArray, weights_BP: FloatArray, start: GaussianStart) 
         open_B = open_B & ~done_B
         if not open_B.any():
             return mode_BK, hessian_at_BKK
-        delta_BK, pull_BK, logits_BP, objective_B = trial_BK, trial_pull_BK, trial_logits_BP, trial_B
+        delta_BK, back_BK, logits_BP, objective_B = trial_BK, trial_back_BK, trial_logits_BP, trial_B
         if number + 1 == MAX_STEPS:
             mode_BK[present_B[open_B]] = start.mean_K + delta_BK[open_B]
             hessian_at_BKK[present_B[open_B]] = hessian_BKK[open_B]
         elif np.count_nonzero(open_B) < LEFT_SHARE * len(open_B):
             present_B, diffs_BPK, weights_BP = present_B[open_B], diffs_BPK[open_B], weights_BP[open_B]
-            delta_BK, pull_BK, objective_B = delta_BK[open_B], pull_BK[open_B], objective_B[open_B]
+            delta_BK, back_BK, objective_B = delta_BK[open_B], back_BK[open_B], objective_B[open_B]
+            pull_BK = None if pull_BK is None else pull_BK[open_B]
             logits_BP, p_wrong_BP = logits_BP[open_B], p_wrong_BP[open_B]
             open_B = np.ones(len(present_B), bool)
     return mode_BK, hessian_at_BKK

@@ -21,15 +21,21 @@ MAX_HALVINGS: Final = 40
 def solve_map(support: Support, start: GaussianStart) -> UserState:
     """The mode and the Laplace posterior of one user's weights.
 
-    Minimises over v, with m and P the prior's mean and precision, choices d_p of weight s_p and observations
-    (x_q, t_q, variance c_q) as `evidence.terms` makes them,
+    Minimises over v, with m and P the prior's mean and precision, choices p of weight s_p, tilts c_j and rows d_j (one
+    row between two texts, more among several) and observations (x_q, t_q, variance e_q) as `evidence.terms` makes them,
 
-        J(v) = 1/2 (v - m)' P (v - m) + sum_q (t_q - x_q . v)^2 / (2 c_q) - sum_p s_p log sigmoid(d_p . v)
+        J(v) = 1/2 (v - m)' P (v - m) + sum_q (t_q - x_q . v)^2 / (2 e_q)
+               + sum_p s_p [log(1 + sum_j exp(-d_j . v)) - sum_j c_j d_j . v]
 
-    The observations are absorbed into the prior in closed form. What is left is strictly convex, so the mode is unique
-    and finite whatever was said. Newton's step is halved until J decreases enough (Armijo), hence no step can end
-    above the start. Because J is P-strongly convex, |v - m|_P^2 <= 2 (J(m) - J(v)) <= 2 (J(m) less the prior's part):
-    a user cannot be moved further than what they said speaks against the start.
+    The observations are absorbed into the prior in closed form. What is left is strictly convex, and the prior outgrows
+    what tilts subtract, so the mode is unique and finite whatever was said. Newton's step is halved until J decreases
+    enough (Armijo), hence no step can end above the start. Because J is P-strongly convex,
+
+        |v - m|_P^2 <= 2 (J(m) - J(v))    and    |v - m|_P <= |J'(m)|_{P^-1} <= sum_p s_p sum_j (1 + |c_j|) |d_j|_{P^-1}
+
+    (the last for choices alone). Without tilts, and with those of ties and of soft labels, no choice's loss is below
+    zero, so the first is at most twice what was said against the start: a user cannot be moved further than that.
+    Tilts above 0, of careless answers, bound by the second only.
 
     Args:
         support: The user's evidence; it may be empty. Its order decides the last bits of the sums.
