@@ -46,6 +46,27 @@ def test_repeated_and_contrary_answers_count_once() -> None:
     assert_solved(solve_many(diffs_PK, user_P, 6, start_of(4)), diffs_PK, user_P, start_of(4))
 
 
+def test_weights_and_tilts_are_those_of_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "BATCH_DOUBLES", 2000)
+    rng = np.random.default_rng(5)
+    user_P = rng.permutation(np.repeat(np.arange(20), rng.integers(0, 15, 20)))
+    pairs = len(user_P)
+    diffs_PK = rng.normal(size=(pairs, 4)) * 10.0 ** rng.uniform(-2, 2, 20)[user_P, None]
+    repeated = rng.integers(0, pairs, 40)
+    diffs_PK = np.concatenate([diffs_PK, diffs_PK[repeated] * rng.choice([-1.0, 1.0], size=(40, 1))])
+    user_P = np.concatenate([user_P, user_P[repeated]])
+    weights_P = rng.uniform(0.1, 3.0, len(user_P))
+    tilts_P = rng.choice([0.0, -0.5, 0.4, -0.1], size=len(user_P))
+    start = start_of(4)
+    found = solve_many(diffs_PK, user_P, 20, start, weights_P=weights_P, tilts_P=tilts_P)
+    for user in range(20):
+        mine = user_P == user
+        support = Support.of(diffs_PK[mine], weights_P=weights_P[mine], tilts_P=tilts_P[mine])
+        wanted, state = solve(support, start), found[user]
+        np.testing.assert_allclose(state.weights_K, wanted.weights_K, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(state.factor, wanted.factor, rtol=1e-7, atol=1e-7)
+
+
 def test_hard_steps_are_halved_as_in_solve() -> None:
     rng = np.random.default_rng(3)
     diffs_PK = 300.0 * rng.normal(size=(80, 3))
@@ -61,6 +82,10 @@ def test_numbers_that_leave_nothing_of_the_prior_are_solved_as_by_solve() -> Non
     user_P = np.repeat(np.arange(3), 4)
     start = GaussianStart(np.zeros(4), np.eye(4))
     assert_solved(solve_many(diffs_PK, user_P, 3, start), diffs_PK, user_P, start)
+    weights_P, tilts_P = np.full(12, 0.5), np.full(12, -0.5)
+    found = solve_many(diffs_PK, user_P, 3, start, weights_P=weights_P, tilts_P=tilts_P)
+    wanted = solve(Support.of(diffs_PK[:4], weights_P=weights_P[:4], tilts_P=tilts_P[:4]), start)
+    np.testing.assert_allclose(found[0].weights_K, wanted.weights_K, rtol=1e-8, atol=1e-8)
 
 
 def test_no_pairs_give_the_start() -> None:
@@ -79,3 +104,9 @@ def test_misfits_are_refused() -> None:
         solve_many(np.zeros((3, 2)), np.array([0, 1, 2]), 2, start)
     with pytest.raises(ValueError, match="not finite"):
         solve_many(np.full((1, 2), np.nan), np.zeros(1, int), 1, start)
+    with pytest.raises(ValueError, match=r"expected weights \[2\]"):
+        solve_many(np.ones((2, 2)), np.zeros(2, int), 1, start, weights_P=np.ones(1))
+    with pytest.raises(ValueError, match="weights must be"):
+        solve_many(np.ones((2, 2)), np.zeros(2, int), 1, start, weights_P=np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="tilts must be"):
+        solve_many(np.ones((2, 2)), np.zeros(2, int), 1, start, tilts_P=np.array([1.0, np.inf]))
