@@ -96,10 +96,9 @@ class LiveWorker:
         )
         runtime = WorkerRuntime(
             engine=self.worker,
-            classify=classify,
+            classify={self.model: classify},
             lifecycle=self.lifecycle,
             self_checks=SelfChecks(self._check, self.metrics, rest_s=0.0),
-            model=self.model,
             dtype="float32",
             max_tokens=self.backbone.spec.max_tokens,
             name="scripted",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ class ClassifyRequest:
         messages: One conversation; the last message is the completion.
         add_special_tokens: Whether `texts` get the tokenizer's own special tokens; vLLM's default.
         scope: Whose texts they are, as `cache_salt` says: nothing is shared with texts of another. That is all it does.
+        model: Which of the worker's models is to answer.
     """
 
     ids: Sequence[object] = ()
@@ -35,14 +36,17 @@ class ClassifyRequest:
     messages: Sequence[Message] = field(default_factory=tuple)
     add_special_tokens: bool = True
     scope: bytes = b""
+    model: str = ""
 
 
-def parse_classify(body: bytes, model: str) -> ClassifyRequest:
+def parse_classify(body: bytes, models: Iterable[str]) -> ClassifyRequest:
     """Read a body; fields that vLLM has and that change nothing here are left alone, as vLLM does.
+
+    A body that names no model means the first of `models`.
 
     Raises:
         InvalidInput: It is no JSON object, or a field is not what it must be.
-        NotFound: It asks for another model than `model`.
+        NotFound: It asks for another model than those.
     """
     try:
         request = orjson.loads(body)
@@ -53,8 +57,10 @@ def parse_classify(body: bytes, model: str) -> ClassifyRequest:
     wanted = request.get("model")
     if wanted is not None and not isinstance(wanted, str):
         raise InvalidInput.single("model", "is no string")
-    if wanted is not None and wanted != model:
+    served = list(models)
+    if wanted is not None and wanted not in served:
         raise NotFound("this worker serves another model; GET /v1/models names it")
+    model = served[0] if wanted is None else wanted
     if request.get("use_activation") not in (None, False):
         raise InvalidInput.single(
             "use_activation", "must be false: the answers are base rewards, and a softmax over them has no meaning"
@@ -65,8 +71,8 @@ def parse_classify(body: bytes, model: str) -> ClassifyRequest:
         raise InvalidInput.single("input", "give either input or messages")
     scope = _scope(request.get("cache_salt"))
     if "messages" in request:
-        return ClassifyRequest(messages=_messages(request["messages"]), scope=scope)
-    return replace(_input(request["input"], request.get("add_special_tokens", True)), scope=scope)
+        return ClassifyRequest(messages=_messages(request["messages"]), scope=scope, model=model)
+    return replace(_input(request["input"], request.get("add_special_tokens", True)), scope=scope, model=model)
 
 
 def parse_timeout(header: bytes | None) -> float:

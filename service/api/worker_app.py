@@ -220,8 +220,8 @@ class WorkerApp:
 
     async def _classify(self, body: bytes, deadline: float) -> dict[str, Any]:
         runtime = self._runtime
-        request = parse_classify(body, runtime.model)
-        classify, scope = runtime.classify, request.scope
+        request = parse_classify(body, runtime.classify)
+        classify, scope = runtime.classify[request.model], request.scope
         try:
             if request.messages:
                 done = await classify.messages(request.messages, scope=scope, deadline=deadline)
@@ -243,7 +243,7 @@ class WorkerApp:
             "id": f"classify-{secrets.token_hex(8)}",
             "object": "list",
             "created": int(time.time()),
-            "model": runtime.model,
+            "model": request.model,
             "data": rows,
             "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens, "completion_tokens": 0},
         }
@@ -272,16 +272,19 @@ class WorkerApp:
             return 200 if state == "ready" else 503, {"status": state, "queued_tokens": runtime.engine.queued_tokens}
         if runtime.self_checks.failure is not None:  # whoever looks after this worker takes it out
             raise _RefusedError(503, f"the self-check failed: {runtime.self_checks.failure}", retry_after_s=1.0)
-        model = {
-            "id": runtime.model,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "metareward",
-            "root": runtime.backbone,
-            "max_model_len": runtime.max_tokens,
-            "dtype": runtime.dtype,
-        }
-        return 200, {"object": "list", "data": [model]}
+        models = [
+            {
+                "id": model,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "metareward",
+                "root": runtime.backbone,
+                "max_model_len": runtime.max_tokens,
+                "dtype": runtime.dtype,
+            }
+            for model in runtime.classify
+        ]
+        return 200, {"object": "list", "data": models}
 
     def _refusal(self, error: Exception) -> _RefusedError:
         match error:

@@ -72,7 +72,7 @@ def worker(
     announcement = _BANNER.format(
         url=url,
         metrics=metrics_url(settings.host, metrics_server, "WORKER_METRICS_PORT"),
-        model=runtime.model,
+        model=", ".join(runtime.classify),
         name=runtime.name,
         backbone=runtime.backbone,
         dtype=runtime.dtype,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from service.backbone.prompt_memo import PromptMemo
 from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
 from service.errors import FieldIssue, InvalidInput, MetarewardError, Overloaded
 from service.observability.metrics import Metrics
+from service.operations.base_reward_requests import BaseRewards, LookedUp, TokenMeter, Usage
 from service.operations.engine import Engine
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import Text, TextKeys, token_key
@@ -28,72 +29,7 @@ CacheScope = Literal["tenant", "shared"]
 _JOIN_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class BaseRewards:
-    """Base rewards of a request's texts.
-
-    Attributes:
-        rewards_BK: [B, K], in the order of the texts.
-        keys: The text_key of each.
-        truncated: Indices of the texts that were shortened to fit the backbone.
-        tokens: Tokens that the engine computed for this request; 0 where everything was cached.
-        tokenise_s: Seconds of rendering and tokenising.
-        engine_s: Seconds of waiting for the engine.
-    """
-
-    rewards_BK: npt.NDArray[np.float64]
-    keys: Sequence[bytes]
-    truncated: Sequence[int]
-    tokens: int
-    tokenise_s: float
-    engine_s: float
-
-
-class TokenMeter(Protocol):
-    """Whom tenants pay for what the engine computes."""
-
-    async def charge_tokens(self, tenant_id: str, tokens: int) -> None:
-        """Take `tokens`, what a request may cost at most.
-
-        Raises:
-            QuotaExceeded: They are too many this minute.
-        """
-
-    async def settle_tokens(self, tenant_id: str, *, charged: int, used: int) -> None:
-        """Give back what was charged and not used."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookedUp:
-    """What `BaseRewardReader.look_up` found, for `complete`.
-
-    Attributes:
-        tenant_id: Who pays for what is missing.
-        scope: Whose cache it is; empty where all tenants share one.
-        texts: As given.
-        truncate: Whether texts that are too long are shortened.
-        keys: The text_key of each.
-        entries: What the caches know of each.
-        missing: Indices of the texts that the engine must compute.
-        deadline: When the caller's request is given up, on the monotonic clock; None for never.
-    """
-
-    tenant_id: str
-    scope: str
-    texts: Sequence[Text]
-    truncate: bool
-    keys: Sequence[bytes]
-    entries: list[CachedBaseRewards | None]
-    missing: Sequence[int]
-    deadline: float | None = None
-
-
-@dataclass(slots=True)
-class _Usage:
-    """Tokens of one request that the engine took, and those of them that it has answered."""
-
-    taken: int = 0
-    answered: int = 0
+Flights = SingleFlight[npt.NDArray[np.float64]]
 
 
 class BaseRewardReader:
@@ -114,8 +50,24 @@ class BaseRewardReader:
         shared: SharedBaseRewards | None = None,
         meter: TokenMeter | None = None,
         timeout_s: float | None = None,
+        columns: slice = slice(None),
+        flights: Flights | None = None,
     ) -> None:
-        """`timeout_s` is how long a request may take: what the engine has not begun by then is not begun."""
+        """Reads one checkpoint's base rewards.
+
+        Args:
+            engine: Its answers hold these base rewards, and perhaps those of other checkpoints on its backbone.
+            renderer: Of the backbone.
+            keys: Of texts; the same for all checkpoints of a backbone.
+            cache: This checkpoint's own.
+            cache_scope: Who shares it.
+            metrics: Where to count.
+            shared: The replicas' cache of this checkpoint.
+            meter: Whom tenants pay.
+            timeout_s: How long a request may take: what the engine has not begun by then is not begun.
+            columns: Where this checkpoint's base rewards stand in an answer of the engine.
+            flights: What is being computed for all readers of the engine; None where this is the only one.
+        """
         self._engine = engine
         self._renderer = renderer
         self._keys = keys
@@ -125,7 +77,13 @@ class BaseRewardReader:
         self._shared = shared
         self._meter = meter
         self._timeout_s = timeout_s
-        self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
+        self._columns = columns
+        self._flights = SingleFlight() if flights is None else flights
+        self._readers = [self]
+
+    def share_answers(self, readers: Sequence[BaseRewardReader]) -> None:
+        """Hand what the engine answers to all `readers` of it, this one among them: each remembers its own columns."""
+        self._readers = list(readers)
 
     @property
     def tells_times(self) -> bool:
@@ -187,7 +145,8 @@ class BaseRewardReader:
                     tokenise.attributes = {"texts": len(missing), "tokens": tokens}
                 with self._metrics.stage("engine") as engine:
                     engine.attributes = {"texts": len(missing), "tokens": tokens}
-                    computed = await self._compute_metered(looked_up, tokenised, tokens, claims)
+                    async with self._metered(looked_up.tenant_id, tokens) as usage:
+                        computed = await self._compute(looked_up, tokenised, usage, claims)
             finally:
                 if claims is not None:
                     claims.release()
@@ -204,15 +163,14 @@ class BaseRewardReader:
             engine_s=engine_s,
         )
 
-    async def _compute_metered(
-        self, looked_up: LookedUp, tokenised: Sequence[TokenisedText], tokens: int, claims: SharedClaims | None
-    ) -> list[CachedBaseRewards]:
-        """Missing texts from the engine, paid for by their tenant."""
+    @contextlib.asynccontextmanager
+    async def _metered(self, tenant_id: str, tokens: int) -> AsyncIterator[Usage]:
+        """Work that the tenant pays for; `tokens` is the most that it can cost."""
         if self._meter is not None:
-            await self._meter.charge_tokens(looked_up.tenant_id, tokens)
-        usage = _Usage()
+            await self._meter.charge_tokens(tenant_id, tokens)
+        usage = Usage()
         try:
-            return await self._compute(looked_up, tokenised, usage, claims)
+            yield usage
         except MetarewardError as error:
             # Nobody pays for what was refused or failed. Who leaves does: the work may have been done.
             usage.taken = usage.answered
@@ -221,7 +179,7 @@ class BaseRewardReader:
             raise
         finally:
             if self._meter is not None:
-                await self._meter.settle_tokens(looked_up.tenant_id, charged=tokens, used=usage.taken)
+                await self._meter.settle_tokens(tenant_id, charged=tokens, used=usage.taken)
 
     async def _ask_shared(
         self,
@@ -274,7 +232,7 @@ class BaseRewardReader:
         return tokenised
 
     async def _compute(
-        self, looked_up: LookedUp, texts: Sequence[TokenisedText], usage: _Usage, claims: SharedClaims | None
+        self, looked_up: LookedUp, texts: Sequence[TokenisedText], usage: Usage, claims: SharedClaims | None
     ) -> list[CachedBaseRewards]:
         """Missing texts: from memory by now, from other replicas that compute them, and from the engine."""
         now = time.monotonic()
@@ -303,9 +261,9 @@ class BaseRewardReader:
 
         async def compute(indices: Sequence[int]) -> None:
             some = [texts[i] for i in indices]
-            entries = await self._ask_engine(looked_up, [keys[i] for i in indices], some, usage)
-            for i, entry in zip(indices, entries, strict=True):
-                found[i] = entry
+            answers = await self._ask_engine(looked_up, [keys[i] for i in indices], some, usage)
+            for i, answer in zip(indices, answers, strict=True):
+                found[i] = self._entry(answer, texts[i].truncated)
 
         async def join(claims: SharedClaims) -> None:
             left_s = _JOIN_S if looked_up.deadline is None else (looked_up.deadline - time.monotonic()) / 2
@@ -330,13 +288,29 @@ class BaseRewardReader:
                     task.cancel()
         return [known for known in found if known is not None]
 
+    async def rows(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> npt.NDArray[np.float64]:
+        """The engine's whole answers [B, W], for what no cache holds; the caches remember their part of them.
+
+        Raises:
+            As `look_up` and `complete` do.
+        """
+        scope = tenant_id if self._cache_scope == "tenant" else ""
+        self._require_room(len(texts), self._keys.scope(scope))
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        keys = self._text_keys(scope, texts)
+        looked_up = LookedUp(tenant_id, scope, texts, truncate, keys, [None] * len(texts), range(len(texts)), deadline)
+        tokenised = await asyncio.to_thread(self._tokenise, texts, truncate)
+        tokens = sum(len(text.token_ids) for text in tokenised)
+        async with self._metered(tenant_id, tokens) as usage:
+            return np.array(await self._ask_engine(looked_up, keys, tokenised, usage))
+
     async def _ask_engine(
-        self, looked_up: LookedUp, keys: Sequence[bytes], texts: Sequence[TokenisedText], usage: _Usage
-    ) -> list[CachedBaseRewards]:
-        """Texts from the engine, once for all requests of this process that wait for them."""
+        self, looked_up: LookedUp, keys: Sequence[bytes], texts: Sequence[TokenisedText], usage: Usage
+    ) -> list[npt.NDArray[np.float64]]:
+        """The engine's answers, once for all requests of this process that wait for them."""
         scope = self._keys.scope(looked_up.scope)
         now = time.monotonic()
-        computed: dict[bytes, CachedBaseRewards] = {}
+        computed: dict[bytes, tuple[npt.NDArray[np.float64], bool]] = {}
 
         def submit(indices: Sequence[int]) -> Sequence[Future[npt.NDArray[np.float64]]]:
             submitted = [texts[i].token_ids for i in indices]
@@ -344,23 +318,32 @@ class BaseRewardReader:
             usage.taken += sum(map(len, submitted))
             return futures
 
-        def landed(i: int, rewards_K: npt.NDArray[np.float64]) -> None:
+        def remember(i: int, answer: npt.NDArray[np.float64]) -> None:
+            computed[keys[i]] = answer, texts[i].truncated
+            for reader in self._readers:
+                reader._cache.put(keys[i], reader._entry(answer, texts[i].truncated), now)
+
+        def landed(i: int, answer: npt.NDArray[np.float64]) -> None:
             usage.answered += len(texts[i].token_ids)
-            computed[keys[i]] = entry = CachedBaseRewards(rewards_K, texts[i].truncated)
-            self._cache.put(keys[i], entry, now)
+            remember(i, answer)
 
         try:
             flown = [token_key(scope, text.token_ids) for text in texts]
             answers = await self._flights.run(flown, submit, landed, looked_up.deadline)
-            entries = [CachedBaseRewards(answer, text.truncated) for answer, text in zip(answers, texts, strict=True)]
-            for key, entry in zip(keys, entries, strict=True):
-                computed[key] = entry
-                self._cache.put(key, entry, now)
+            for i, answer in enumerate(answers):
+                if keys[i] not in computed:  # computed for another request, which may have called it by another key
+                    remember(i, answer)
         finally:
             # Where one text failed, other replicas need not compute the rest again.
-            if self._shared is not None and computed:
-                self._shared.put(computed)
-        return entries
+            for reader in self._readers if computed else ():
+                if reader._shared is not None:
+                    reader._shared.put({key: reader._entry(*known) for key, known in computed.items()})
+        return answers
+
+    def _entry(self, answer: npt.NDArray[np.float64], truncated: bool) -> CachedBaseRewards:
+        """This checkpoint's part of an answer; copied, so that the rest of it can go."""
+        rewards_K = answer[self._columns]
+        return CachedBaseRewards(rewards_K if len(rewards_K) == len(answer) else rewards_K.copy(), truncated)
 
 
 def _missing(entries: Sequence[CachedBaseRewards | None], truncate: bool) -> list[int]:

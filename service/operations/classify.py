@@ -18,6 +18,7 @@ from service.operations.single_flight import SingleFlight
 from service.operations.texts import token_key
 
 TokenIds = Sequence[int]
+Flights = SingleFlight[npt.NDArray[np.float64]]
 # Naming every bad id of a large request would cost more than answering it.
 _MAX_ISSUES = 20
 # Each is a future of 1.6 kB, more than the four bytes that asked for it. A REST layer sends 512.
@@ -41,15 +42,28 @@ class Classify:
     """The use case behind `POST /classify`. Lives on one event loop."""
 
     def __init__(
-        self, *, engine: Engine, renderer: Renderer, vocab_size: int, max_tokens: int, max_text_bytes: int
+        self,
+        *,
+        engine: Engine,
+        renderer: Renderer,
+        vocab_size: int,
+        max_tokens: int,
+        max_text_bytes: int,
+        columns: slice = slice(None),
+        flights: Flights | None = None,
     ) -> None:
-        """`engine` gives A h: its heads have no biases. Texts of more than `max_text_bytes` are not tokenised."""
+        """`engine` gives A h: its heads have no biases. Texts of more than `max_text_bytes` are not tokenised.
+
+        Of an engine that answers for several models at once, `columns` are this one's, and `flights` is what all of
+        them share.
+        """
         self._engine = engine
         self._renderer = renderer
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self._max_text_bytes = max_text_bytes
-        self._flights: SingleFlight[npt.NDArray[np.float64]] = SingleFlight()
+        self._columns = columns
+        self._flights: Flights = SingleFlight() if flights is None else flights
 
     async def ids(
         self, texts: Sequence[object], *, field: str = "input", scope: bytes = b"", deadline: float | None = None
@@ -160,7 +174,7 @@ class Classify:
                 failures.append(f"{place}: {result if isinstance(result, EngineError) else 'was given up'}")
         if failures:
             raise EngineError("; ".join(failures[:_MAX_ISSUES]))
-        return Classified(np.array(results), sum(map(len, texts)))
+        return Classified(np.array(results)[:, self._columns], sum(map(len, texts)))
 
     async def _outcomes(
         self, texts: Sequence[TokenIds], scope: bytes, deadline: float | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,15 +45,29 @@ class ReadinessCheck:
     def __init__(
         self,
         *,
-        engine: Engine,
+        engine: Callable[[], Engine],
         database: Database,
         lifecycle: Lifecycle,
         redis: Dependency | None = None,
         metrics: Metrics | None = None,
         self_checks: SelfChecks | None = None,
         timeout_s: float = 2.0,
+        shortcomings: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        """Nothing is asked before it is called.
+
+        Args:
+            engine: Gives the one that answers now.
+            database: Asked in a thread of its own.
+            lifecycle: Whether the process is about to end.
+            redis: Where there is one.
+            metrics: Where to tell.
+            self_checks: Whether the engine still gives the recorded numbers.
+            timeout_s: The longest wait for the database.
+            shortcomings: Gives what else this process cannot do that it should.
+        """
         self._engine = engine
+        self._shortcomings = shortcomings
         self._database = database
         self._lifecycle = lifecycle
         self._redis = redis
@@ -91,15 +106,17 @@ class ReadinessCheck:
                 await self._redis.ping()
             except MetarewardError as error:
                 degraded.append(str(error))
-        healthy = self._engine.healthy
+        engine = self._engine()
+        healthy = engine.healthy
         self._tell("engine", up=healthy)
-        if self._engine.shared and not healthy:
+        if engine.shared and not healthy:
             degraded.append("engine: no worker answers; texts that are not cached get 503")
         # A remote worker that failed is taken out, and the others serve on.
-        failure = None if self._self_checks is None or self._engine.shared else self._self_checks.failure
+        failure = None if self._self_checks is None or engine.shared else self._self_checks.failure
         if failure is not None:
             degraded.append(f"engine: its self-check failed ({failure})")
-        own = self._engine.shared or (healthy and failure is None)
+        degraded += self._shortcomings()
+        own = engine.shared or (healthy and failure is None)
         return Readiness(own and not self._lifecycle.draining, degraded)
 
     def _tell(self, dependency: str, *, up: bool) -> None:

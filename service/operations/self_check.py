@@ -147,7 +147,14 @@ class SelfChecks:
 
 
 async def check_engine(
-    engine: Engine, golden: GoldenRecord, heads: int, *, timeout_s: float, metrics: WorkerMetrics | None = None
+    engine: Engine,
+    golden: GoldenRecord,
+    heads: int,
+    *,
+    timeout_s: float,
+    metrics: WorkerMetrics | None = None,
+    columns: slice = slice(None),
+    name: str = HERE,
 ) -> Verdict:
     """Ask the engine of this process, in its queue like anybody.
 
@@ -157,28 +164,31 @@ async def check_engine(
         heads: K.
         timeout_s: The longest time for all of it.
         metrics: Where the figures go.
+        columns: Where the base rewards in question stand in the engine's answers.
+        name: What the verdict calls the engine.
     """
     try:
         async with asyncio.timeout(timeout_s):
-            answers = [await _answer(engine, question, heads, timeout_s) for question in questions(golden)]
+            answers = [await _answer(engine, question, heads, timeout_s, columns) for question in questions(golden)]
     except TimeoutError:
-        return Verdict(HERE, "unavailable", f"not done within {timeout_s:g} s")
+        return Verdict(name, "unavailable", f"not done within {timeout_s:g} s")
     except MetarewardError as error:
-        return Verdict(HERE, "unavailable", str(error))
+        return Verdict(name, "unavailable", str(error))
     check = judge(golden, answers)
     if metrics is not None:
         show(check, metrics.self_check_difference)
-    return Verdict.of(HERE, check)
+    return Verdict.of(name, check)
 
 
-async def _answer(engine: Engine, question: Question, heads: int, timeout_s: float) -> Rewards:
+async def _answer(engine: Engine, question: Question, heads: int, timeout_s: float, columns: slice) -> Rewards:
     futures = engine.submit(question.texts, scope=question.scope, deadline=time.monotonic() + timeout_s)
     found = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     rows = []
     for row in found:
         if isinstance(row, EngineError):  # the device failed on a text that it must know, or its numbers are not finite
-            row = np.full(heads, np.nan)
-        if isinstance(row, BaseException):
+            rows.append(np.full(heads, np.nan))
+        elif isinstance(row, BaseException):
             raise row
-        rows.append(row)
+        else:
+            rows.append(row[columns])
     return np.stack(rows)

@@ -6,8 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from service.checkpoints import Checkpoint
 from service.operations.base_rewards import BaseRewardReader
+from service.operations.engine import Engine
+from service.operations.texts import Text
 from service.operations.user_states import UserStates
 from service.store.records import StoredUser
 from service.store.shared import SharedUsers
@@ -21,16 +26,35 @@ class ServedCheckpoint:
         checkpoint: Its heads and its start.
         base_rewards: Texts to this checkpoint's base rewards.
         users: Users to their weights under it.
+        engine: What computes its texts.
+        hidden_columns: Where hidden states stand in the engine's answers; None where they do not.
     """
 
     checkpoint: Checkpoint
     base_rewards: BaseRewardReader
     users: UserStates
+    engine: Engine
+    hidden_columns: slice | None = None
 
     @property
     def checkpoint_id(self) -> str:
         """What answers name it by."""
         return self.checkpoint.checkpoint_id
+
+    async def hidden_states(
+        self, tenant_id: str, texts: Sequence[Text], *, truncate: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Hidden states [n, D] of texts, from the engine: no cache holds them.
+
+        What is computed fills the caches, so `base_rewards.read` of the same texts afterwards computes nothing.
+
+        Raises:
+            InvalidInput, QuotaExceeded, Overloaded, Unavailable, EngineError: As `BaseRewardReader.rows`.
+        """
+        if self.hidden_columns is None:
+            raise RuntimeError("this engine gives no hidden states. This is a bug: RETENTION is checked at the start.")
+        rows_BW = await self.base_rewards.rows(tenant_id, texts, truncate=truncate)
+        return np.asarray(rows_BW[:, self.hidden_columns], dtype=np.float32)
 
 
 class Serving:

@@ -5,36 +5,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from service import __version__
 from service.backbone.golden import GOLDEN_TEXTS
-from service.checkpoints import Checkpoint, load_checkpoint
+from service.checkpoints import Checkpoint
 from service.errors import MetarewardError
 from service.observability.metrics import Metrics
 from service.operations.access import Access
 from service.operations.adapt import Adapt
-from service.operations.base_rewards import BaseRewardReader
 from service.operations.lifecycle import Lifecycle
 from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
 from service.operations.self_check import SelfChecks
-from service.operations.serving import ServedCheckpoint, Serving
-from service.operations.texts import Text, TextKeys
+from service.operations.serving import Serving
+from service.operations.texts import Text
 from service.operations.turns import Turns
-from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.runtime.access import open_access, require_a_key
+from service.runtime.checkpoints import load_checkpoints
 from service.runtime.database import open_users_database
-from service.runtime.engine import EngineParts, open_engine
+from service.runtime.engine import open_engines
+from service.runtime.engine_parts import EngineParts
 from service.runtime.secret import read_secret
+from service.runtime.serving import open_serving
 from service.settings import Settings
-from service.store.caches import BaseRewardCache, UserCache
 from service.store.database import Database
 from service.store.users import UserRepository
+from service.worker.selfcheck import Verdict
 
 if TYPE_CHECKING:
     from service.runtime.redis import RedisParts
@@ -64,7 +66,7 @@ class Runtime:
     repository: UserRepository
     database: Database
     executor: ThreadPoolExecutor
-    engine: EngineParts
+    engines: Sequence[EngineParts]
     redis: RedisParts | None
 
     async def warm_up(self) -> None:
@@ -105,7 +107,8 @@ class Runtime:
 
     def close(self) -> None:
         """Finish accepted work, then release the device, the threads and the database."""
-        self.engine.close()
+        for parts in self.engines:
+            parts.close()
         self.executor.shutdown()
         self.readiness.close()
         self.access.close()
@@ -122,55 +125,57 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     database = open_users_database(settings)
     try:
         require_a_key(settings, database)
-        checkpoint = load_checkpoint(settings.checkpoint)
-        redis = _open_redis(settings, secret, checkpoint, metrics)
-        parts = open_engine(settings, checkpoint, metrics)
+        checkpoints = load_checkpoints(settings)
+        redis = _open_redis(settings, secret, metrics)
+        engines = open_engines(settings, checkpoints, metrics)
     except BaseException:
         database.close()
         raise
 
-    if personalises(checkpoint) is False:
-        logger.warning(
-            "checkpoint %r does not personalise: in training, a prior over users did not beat one taste for all, so "
-            "adapting hardly changes any ranking; train on more users or more pairs each",
-            checkpoint.name,
-        )
+    for checkpoint in checkpoints:
+        if personalises(checkpoint) is False:
+            logger.warning(
+                "checkpoint %r does not personalise: in training, a prior over users did not beat one taste for all, "
+                "so adapting hardly changes any ranking; train on more users or more pairs each",
+                checkpoint.name,
+            )
 
-    engine = parts.engine
     executor = ThreadPoolExecutor(settings.database_pool_size, thread_name_prefix="store")
-    repository = UserRepository(database, settings.support_limit, settings.idempotency_ttl_s)
-    limits = TenantLimits(metrics=metrics, shared=None if redis is None else redis.counters)
-    base_rewards = BaseRewardReader(
-        engine=engine,
-        renderer=parts.renderer,
-        keys=TextKeys(secret, parts.renderer.template_id),
-        cache=BaseRewardCache(settings.base_reward_cache_entries, settings.base_reward_cache_ttl_s),
-        cache_scope=settings.cache_scope,
-        metrics=metrics,
-        shared=None if redis is None else redis.base_rewards,
-        meter=limits,
-        timeout_s=settings.request_timeout_s,
+    repository = UserRepository(
+        database,
+        settings.support_limit,
+        settings.idempotency_ttl_s,
+        history_versions=settings.history_versions,
     )
-    states = UserStates(
+    limits = TenantLimits(metrics=metrics, shared=None if redis is None else redis.counters)
+    serving = open_serving(
+        settings,
+        secret,
+        checkpoints,
+        engines,
+        redis=redis,
+        limits=limits,
         repository=repository,
         executor=executor,
-        cache=UserCache(settings.user_cache_entries),
-        checkpoint=checkpoint,
-        stale_limit_s=settings.stale_limit_s,
         metrics=metrics,
-        shared=None if redis is None else redis.users,
     )
-    serving = Serving([ServedCheckpoint(checkpoint, base_rewards, states)], None if redis is None else redis.users)
     turns = Turns()
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
-    self_checks = SelfChecks(parts.check, metrics.worker, interval_s=settings.self_check_interval_s)
+
+    async def check() -> list[Verdict]:
+        return [verdict for parts in engines for verdict in await parts.check()]
+
+    self_checks = SelfChecks(check, metrics.worker, interval_s=settings.self_check_interval_s)
     metrics.in_flight.set_function(lambda: lifecycle.requests)
     metrics.draining.set_function(lambda: lifecycle.draining)
-    parts.renderer.doubled_bos.noted = metrics.worker.doubled_bos.inc
-    metrics.worker.queue_tokens.set_function(lambda: engine.queued_tokens)
-    metrics.worker.healthy.set_function(lambda: engine.healthy)
+    for parts in engines:
+        parts.renderer.doubled_bos.noted = metrics.worker.doubled_bos.inc
+    distinct = list({id(parts.engine): parts.engine for parts in engines}.values())
+    metrics.worker.queue_tokens.set_function(lambda: sum(engine.queued_tokens for engine in distinct))
+    metrics.worker.healthy.set_function(lambda: serving.active.engine.healthy)
     metrics.database_connections.set_function(lambda: database.connections_in_use)
-    metrics.build.labels(__version__, checkpoint.checkpoint_id, checkpoint.heads_id).set(1)
+    first = checkpoints[0]
+    metrics.build.labels(__version__, first.checkpoint_id, first.heads_id).set(1)
     return Runtime(
         access=open_access(settings, database, limits, metrics),
         adapt=Adapt(
@@ -184,7 +189,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
         serving=serving,
         readiness=ReadinessCheck(
-            engine=engine,
+            engine=lambda: serving.active.engine,
             database=database,
             lifecycle=lifecycle,
             redis=None if redis is None else redis.client,
@@ -193,22 +198,22 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         ),
         self_checks=self_checks,
         lifecycle=lifecycle,
-        info=_info(settings, checkpoint, parts),
+        info=_info(settings, first, engines[0]),
         metrics=metrics,
         repository=repository,
         database=database,
         executor=executor,
-        engine=parts,
+        engines=engines,
         redis=redis,
     )
 
 
-def _open_redis(settings: Settings, secret: bytes, checkpoint: Checkpoint, metrics: Metrics) -> RedisParts | None:
+def _open_redis(settings: Settings, secret: bytes, metrics: Metrics) -> RedisParts | None:
     if not settings.redis_url.get_secret_value():
         return None
     from service.runtime.redis import open_redis
 
-    return open_redis(settings, secret, checkpoint, metrics)
+    return open_redis(settings, secret, metrics)
 
 
 def personalises(checkpoint: Checkpoint) -> bool | None:

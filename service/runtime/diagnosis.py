@@ -21,7 +21,8 @@ from service.backbone.golden import golden_texts_id
 from service.backbone.load import load_renderer
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import ConfigurationError, MetarewardError
-from service.runtime.engine import FailedSelfCheck, open_engine, remote_parts
+from service.runtime.engine import FailedSelfCheck, open_engine
+from service.runtime.remote_engine import remote_parts
 from service.runtime.selfcheck import check_worker
 from service.settings import Settings, is_loopback
 from service.store import migrate

@@ -1,35 +1,31 @@
-"""The engine behind the operations: a worker in this process, or remote ones."""
+"""The engines behind the operations: workers in this process, or remote ones."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.backbone.executors.choose import ExecutorOptions
-from service.backbone.golden import golden_texts_id, golden_token_ids, packing_token_ids
-from service.backbone.load import MINILM, load_backbone, load_renderer
-from service.backbone.protocol import Backbone, Dtype, Renderer
+from service.backbone.load import load_backbone
+from service.backbone.protocol import Backbone
 from service.checkpoints import Checkpoint
 from service.errors import BackboneError, CheckpointError, EngineError
 from service.observability.metrics import Metrics, WorkerMetrics
-from service.operations.engine import Engine
-from service.operations.self_check import check_engine
-from service.runtime.engine_key import engine_key
+from service.operations.self_check import HERE, check_engine
+from service.runtime.engine_parts import EngineParts
+from service.runtime.golden import golden_record
+from service.runtime.remote_engine import open_remote
 from service.settings import Settings
 from service.worker import selfcheck
-from service.worker.connection import Connection, worker_names
-from service.worker.messages import BaseRewardHeads
-from service.worker.remote import RemoteEngine
-from service.worker.selfcheck import GoldenRecord, Question, SelfCheck, Verdict
+from service.worker.messages import BaseRewardHeads, StackedHeads
+from service.worker.selfcheck import Question, SelfCheck, Verdict
 from service.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -38,44 +34,53 @@ DRAIN_TIMEOUT_S = 30.0
 # Between any two operations the device's thread asks for the interpreter, which the event loop may keep for this long.
 # Under ten times the capacity, goodput was 77 and 85 % of the capacity with Python's 5 ms, 91 and 88 % with this.
 SWITCH_INTERVAL_S = 0.0005
-FIRST_ANSWER_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class EngineParts:
-    """An engine that runs, and what its texts are rendered with.
-
-    Attributes:
-        engine: Token ids to base rewards.
-        renderer: Texts to token ids.
-        description: The backbone, for `/info`.
-        check: Lets the engine score the golden texts: one verdict for each worker.
-        close: Finishes accepted work and lets the device go.
-    """
-
-    engine: Engine
-    renderer: Renderer
-    description: dict[str, Any]
-    check: Callable[[], Awaitable[Sequence[Verdict]]]
-    close: Callable[[], None]
 
 
 def open_engine(settings: Settings, checkpoint: Checkpoint, metrics: Metrics | None = None) -> EngineParts:
-    """A running engine that has passed its self-check; remote workers may be down and pass theirs when they come.
+    """The engine of one checkpoint; see `open_engines`."""
+    return open_engines(settings, [checkpoint], metrics)[0]
+
+
+def open_engines(
+    settings: Settings, checkpoints: Sequence[Checkpoint], metrics: Metrics | None = None, *, with_hidden: bool = False
+) -> list[EngineParts]:
+    """Running engines that have passed their self-check, one for each checkpoint.
+
+    In this process, checkpoints on one backbone share a worker. Remote workers may be down; they pass their self-check
+    when they come.
+
+    Args:
+        settings: All of them. BACKBONE stands for the backbone of the first checkpoint.
+        checkpoints: At least one, no two with the same heads.
+        metrics: Where to count; None for nowhere.
+        with_hidden: Whether answers hold hidden states too; only in this process.
 
     Raises:
-        ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
+        ConfigurationError: Settings, checkpoints and backbones do not fit, or a self-check failed.
     """
     if settings.engine_urls:
-        return _open_remote(settings, checkpoint, metrics or Metrics())
-    opened = open_worker(settings, checkpoint, None if metrics is None else metrics.worker)
-    backbone = opened.backbone
-
-    def close() -> None:
-        opened.worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
-
-    description = {**backbone.spec.as_json(), "executor": backbone.runs_by}
-    return EngineParts(opened.worker, backbone.renderer, description, opened.check, close)
+        return open_remote(settings, checkpoints, metrics or Metrics())
+    worker_metrics = None if metrics is None else metrics.worker
+    groups: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        groups.setdefault((checkpoint.backbone.fingerprint, checkpoint.backbone.template_id), []).append(checkpoint)
+    opened: list[OpenWorker] = []
+    try:
+        for i, group in enumerate(groups.values()):
+            here = settings if i == 0 else settings.model_copy(update={"backbone": ""})
+            opened.append(open_worker(here, group[0], worker_metrics, further=group[1:], with_hidden=with_hidden))
+    except BaseException:
+        for worker in opened:
+            worker.worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
+        raise
+    if worker_metrics is not None:
+        show_prefixes([worker.backbone for worker in opened], worker_metrics)
+    parts = {
+        checkpoint.heads_id: _parts_of(worker, i, settings.drain_timeout_s)
+        for worker, group in zip(opened, groups.values(), strict=True)
+        for i, checkpoint in enumerate(group)
+    }
+    return [parts[checkpoint.heads_id] for checkpoint in checkpoints]
 
 
 @dataclass(frozen=True)
@@ -85,25 +90,46 @@ class OpenWorker:
     Attributes:
         backbone: What it owns.
         worker: It.
-        self_check: What it came to at the start.
-        check: Lets it score the golden texts again, in its queue.
+        self_checks: What came of each checkpoint's at the start.
+        checks: For each checkpoint, what lets the worker score the golden texts again, in its queue.
+        heads: Of all its checkpoints.
     """
 
     backbone: Backbone
     worker: Worker
-    self_check: SelfCheck
-    check: Callable[[], Awaitable[Sequence[Verdict]]]
+    self_checks: Sequence[SelfCheck]
+    checks: Sequence[Callable[[], Awaitable[Verdict]]]
+    heads: StackedHeads
+
+    async def check(self) -> list[Verdict]:
+        """Every checkpoint's verdict."""
+        return [await check() for check in self.checks]
 
 
 def open_worker(
-    settings: Settings, checkpoint: Checkpoint, metrics: WorkerMetrics | None, *, with_biases: bool = True
+    settings: Settings,
+    checkpoint: Checkpoint,
+    metrics: WorkerMetrics | None,
+    *,
+    further: Sequence[Checkpoint] = (),
+    with_biases: bool = True,
+    with_hidden: bool = False,
 ) -> OpenWorker:
     """The backbone of the settings, or else of the checkpoint, and a running worker that owns it.
 
+    Args:
+        settings: All of them.
+        checkpoint: The first, whose base rewards are the first columns of an answer.
+        metrics: Where to count.
+        further: Other checkpoints on the same backbone.
+        with_biases: Whether answers are A h + b or A h.
+        with_hidden: Whether hidden states follow them.
+
     Raises:
-        ConfigurationError: Settings, checkpoint and backbone do not fit, or the self-check failed.
+        ConfigurationError: Settings, checkpoints and backbone do not fit, or a self-check failed.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    checkpoints = [checkpoint, *further]
     backbone = load_backbone(
         settings.backbone or checkpoint.backbone.id,
         device=settings.device,
@@ -111,9 +137,11 @@ def open_worker(
         max_tokens=settings.max_tokens,
         options=ExecutorOptions(settings.executor, settings.attention, settings.prefix_cache_mb << 20),
     )
-    worker, self_check = start_worker(
-        checkpoint,
+    heads = stack(checkpoints, with_biases=with_biases, with_hidden=with_hidden)
+    worker, self_checks = _start(
+        checkpoints,
         backbone,
+        heads,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_wait_s=settings.max_queue_wait_s,
@@ -121,95 +149,50 @@ def open_worker(
         metrics=metrics,
         with_biases=with_biases,
     )
-    kept = backbone.prefixes
-    if metrics is not None and kept is not None:
-        metrics.prefix_cache_bytes.set_function(lambda: kept.nbytes)
-        metrics.prefix_cache_reused_tokens.set_function(lambda: kept.tokens_reused)
-    golden = golden_record(checkpoint, backbone.renderer, backbone.spec.dtype, with_biases=with_biases)
-
-    async def check() -> list[Verdict]:
-        heads, timeout_s = checkpoint.heads, settings.engine_timeout_s
-        return [await check_engine(worker, golden, heads, timeout_s=timeout_s, metrics=metrics)]
-
-    return OpenWorker(backbone, worker, self_check, check)
-
-
-@dataclass(frozen=True)
-class RemoteParts:
-    """What a process knows of its workers before it asks any.
-
-    Attributes:
-        renderer: Texts to token ids, as the checkpoint was trained with.
-        golden: What a worker must answer before it serves.
-        connect: By the name of each worker, what makes a connection to it.
-    """
-
-    renderer: Renderer
-    golden: GoldenRecord
-    connect: dict[str, Callable[[], Connection]]
-
-
-def remote_parts(settings: Settings, checkpoint: Checkpoint) -> RemoteParts:
-    """Ways to the workers of ENGINE_URL, and what they must answer; none is asked yet.
-
-    Raises:
-        ConfigurationError: The renderer is not the checkpoint's, or ENGINE_URL or ENGINE_API_KEY cannot be.
-    """
-    wanted = checkpoint.backbone
-    renderer = load_renderer(settings.backbone or wanted.id, max_tokens=settings.max_tokens)
-    if renderer.template_id != wanted.template_id:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name!r} was trained with another tokenizer or chat template of {wanted.id} than "
-            f"{settings.backbone or wanted.id} has here; set BACKBONE to the one it was trained on"
-        )
-    # Of a worker that does not tell what it computes in: a CUDA device's default, which is the wider tolerance.
-    unsaid: Dtype = "float32" if wanted.id == MINILM else "bfloat16"
-    dtype: Dtype = unsaid if settings.dtype == "auto" else settings.dtype
-    golden = golden_record(checkpoint, renderer, dtype, with_biases=False)
-    key = engine_key(settings)
-    connect: dict[str, Callable[[], Connection]] = {
-        name: functools.partial(
-            Connection,
-            url,
-            key=key,
-            model=checkpoint.heads_id,
-            heads=checkpoint.heads,
+    if metrics is not None:
+        show_prefixes([backbone], metrics)
+    checks = [
+        functools.partial(
+            check_engine,
+            worker,
+            golden_record(each, backbone.renderer, backbone.spec.dtype, with_biases=with_biases),
+            each.heads,
             timeout_s=settings.engine_timeout_s,
+            metrics=metrics if i == 0 else None,
+            columns=heads.columns[i],
+            name=HERE if i == 0 else f"{HERE}, {each.name}",
         )
-        for name, url in worker_names(settings.engine_urls).items()
-    }
-    return RemoteParts(renderer, golden, connect)
+        for i, each in enumerate(checkpoints)
+    ]
+    return OpenWorker(backbone, worker, self_checks, checks, heads)
 
 
-def _open_remote(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> EngineParts:
-    """Without torch: this process only makes token ids, and adds the biases to what comes back."""
-    remote, wanted = remote_parts(settings, checkpoint), checkpoint.backbone
-    engine = RemoteEngine(
-        remote.connect,
-        remote.golden,
-        checkpoint.b_K,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_queue_tokens=settings.max_queue_tokens,
-        max_queue_wait_s=settings.max_queue_wait_s,
-        timeout_s=settings.engine_timeout_s,
-        metrics=metrics,
-    )
-    engine.start(FIRST_ANSWER_TIMEOUT_S)
-    if not engine.healthy:
-        logger.warning("no worker of ENGINE_URL serves yet; texts that are not cached get 503 until one does")
-    description = {
-        "id": settings.backbone or wanted.id,
-        "fingerprint": wanted.fingerprint,
-        "template_id": wanted.template_id,
-        "hidden_size": wanted.hidden_size,
-        "max_tokens": remote.renderer.max_tokens,
-        "workers": len(remote.connect),
-    }
+def stack(checkpoints: Sequence[Checkpoint], *, with_biases: bool, with_hidden: bool = False) -> StackedHeads:
+    """The heads of checkpoints on one backbone, as a worker applies them."""
+    parts = [BaseRewardHeads.of(c.A_KD, c.b_K if with_biases else np.zeros(c.heads)) for c in checkpoints]
+    return StackedHeads(tuple(parts), with_hidden)
+
+
+def show_prefixes(backbones: Sequence[Backbone], metrics: WorkerMetrics) -> None:
+    """Let the metrics tell what backbones keep of prefixes, where any does."""
+    kept = [backbone.prefixes for backbone in backbones if backbone.prefixes is not None]
+    if kept:
+        metrics.prefix_cache_bytes.set_function(lambda: sum(each.nbytes for each in kept))
+        metrics.prefix_cache_reused_tokens.set_function(lambda: sum(each.tokens_reused for each in kept))
+
+
+def _parts_of(opened: OpenWorker, index: int, drain_timeout_s: float) -> EngineParts:
+    backbone, worker = opened.backbone, opened.worker
 
     async def check() -> list[Verdict]:
-        return await asyncio.wrap_future(engine.self_check(settings.engine_timeout_s))
+        return [await opened.checks[index]()]
 
-    return EngineParts(engine, remote.renderer, description, check, lambda: engine.close(settings.drain_timeout_s))
+    def close() -> None:
+        worker.stop(drain=True, timeout_s=drain_timeout_s)
+
+    description = {**backbone.spec.as_json(), "executor": backbone.runs_by}
+    columns, hidden_columns = opened.heads.columns[index], opened.heads.hidden_columns
+    return EngineParts(worker, backbone.renderer, description, check, close, columns, hidden_columns)
 
 
 def start_worker(
@@ -240,9 +223,37 @@ def start_worker(
         BackboneError: The engine does not give the numbers that the checkpoint recorded, or not the same ones in a
             batch as alone.
     """
-    _require_fit(checkpoint, backbone)
-    golden = golden_record(checkpoint, backbone.renderer, backbone.spec.dtype, with_biases=with_biases)
-    heads = BaseRewardHeads.of(checkpoint.A_KD, checkpoint.b_K if with_biases else np.zeros(checkpoint.heads))
+    heads = stack([checkpoint], with_biases=with_biases)
+    worker, checks = _start(
+        [checkpoint],
+        backbone,
+        heads,
+        max_batch_tokens=max_batch_tokens,
+        max_queue_tokens=max_queue_tokens,
+        max_queue_wait_s=max_queue_wait_s,
+        max_window_s=max_window_s,
+        metrics=metrics,
+        with_biases=with_biases,
+    )
+    return worker, checks[0]
+
+
+def _start(
+    checkpoints: Sequence[Checkpoint],
+    backbone: Backbone,
+    heads: StackedHeads,
+    *,
+    max_batch_tokens: int,
+    max_queue_tokens: int,
+    max_queue_wait_s: float,
+    max_window_s: float,
+    metrics: WorkerMetrics | None,
+    with_biases: bool,
+) -> tuple[Worker, list[SelfCheck]]:
+    """`start_worker` for several checkpoints on one backbone."""
+    for checkpoint in checkpoints:
+        _require_fit(checkpoint, backbone)
+    records = [golden_record(c, backbone.renderer, backbone.spec.dtype, with_biases=with_biases) for c in checkpoints]
     worker = Worker(
         backbone,
         heads,
@@ -253,18 +264,21 @@ def start_worker(
         metrics=metrics,
     )
     worker.start()
+    checks: list[SelfCheck] = []
     try:
-        result = selfcheck.self_check(functools.partial(_score, worker, checkpoint.heads), golden, idle=True)
-        if metrics is not None:
-            selfcheck.show(result, metrics.self_check_difference)
-        if not result.passed:
-            logger.error("self-check failed: %s", result)
-            raise FailedSelfCheck(result)
-        logger.info("self-check passed: %s", result)
+        for checkpoint, golden, columns in zip(checkpoints, records, heads.columns, strict=True):
+            result = selfcheck.self_check(functools.partial(_score, worker, columns), golden, idle=True)
+            if metrics is not None and not checks:
+                selfcheck.show(result, metrics.self_check_difference)
+            if not result.passed:
+                logger.error("self-check failed: %s (checkpoint %s)", result, checkpoint.name)
+                raise FailedSelfCheck(result)
+            logger.info("self-check passed: %s (checkpoint %s)", result, checkpoint.name)
+            checks.append(result)
     except BaseException:
         worker.stop(drain=False, timeout_s=DRAIN_TIMEOUT_S)
         raise
-    return worker, result
+    return worker, checks
 
 
 class FailedSelfCheck(BackboneError):
@@ -278,49 +292,15 @@ class FailedSelfCheck(BackboneError):
         return f"the engine failed its self-check, so it would serve wrong rewards: {self.check}"
 
 
-def _score(worker: Worker, heads: int, question: Question) -> npt.NDArray[np.float64]:
+def _score(worker: Worker, columns: slice, question: Question) -> npt.NDArray[np.float64]:
     """Base rewards [N, K]; a text that the device fails on is a row of NaN, which no check passes."""
     rows = []
     for answer in worker.submit(question.texts, scope=question.scope):
         try:
-            rows.append(answer.result())
+            rows.append(answer.result()[columns])
         except EngineError:
-            rows.append(np.full(heads, np.nan))
+            rows.append(np.full(columns.stop - columns.start, np.nan))
     return np.stack(rows)
-
-
-def golden_record(checkpoint: Checkpoint, renderer: Renderer, dtype: Dtype, *, with_biases: bool) -> GoldenRecord:
-    """What an engine of this checkpoint must answer.
-
-    Args:
-        checkpoint: It recorded the golden texts, or did not.
-        renderer: Of its backbone.
-        dtype: What the engine computes in.
-        with_biases: Whether the engine answers A h + b or A h.
-
-    Raises:
-        CheckpointError: The record is of other golden texts.
-    """
-    recorded_GK, recorded_dtype = recorded_golden(checkpoint)
-    if recorded_GK is not None and not with_biases:
-        recorded_GK = recorded_GK - checkpoint.b_K
-    return GoldenRecord(golden_token_ids(renderer), recorded_GK, recorded_dtype, dtype, packing_token_ids(renderer))
-
-
-def recorded_golden(checkpoint: Checkpoint) -> tuple[npt.NDArray[np.float64] | None, Dtype]:
-    """Base rewards [G, K] of the golden texts as the checkpoint recorded them (None without), and their dtype.
-
-    Raises:
-        CheckpointError: They are of other golden texts.
-    """
-    golden = checkpoint.golden
-    if golden is None:
-        return None, "float32"
-    if golden.texts_id != golden_texts_id():
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name!r} recorded other golden texts than this version has; train it again"
-        )
-    return np.array(golden.base_rewards, dtype=np.float64), golden.dtype
 
 
 def _require_fit(checkpoint: Checkpoint, backbone: Backbone) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.checkpoints import Checkpoint
@@ -16,11 +17,14 @@ from service.store.redis_writer import RedisWriter
 
 @dataclass(frozen=True)
 class RedisParts:
-    """What the use cases share through one Redis, and what must be closed in the end."""
+    """What the use cases share through one Redis, and what must be closed in the end.
+
+    `base_rewards` gives the shared cache of a checkpoint.
+    """
 
     client: RedisClient
     writer: RedisWriter
-    base_rewards: RedisBaseRewards
+    base_rewards: Callable[[Checkpoint], RedisBaseRewards]
     users: RedisUsers
     counters: RedisCounters
     timeout_s: float
@@ -31,7 +35,7 @@ class RedisParts:
         await self.client.close()
 
 
-def open_redis(settings: Settings, secret: bytes, checkpoint: Checkpoint, metrics: Metrics) -> RedisParts:
+def open_redis(settings: Settings, secret: bytes, metrics: Metrics) -> RedisParts:
     """The parts over the Redis of the settings. Nothing is connected: one that is down keeps nobody from starting.
 
     Raises:
@@ -40,16 +44,20 @@ def open_redis(settings: Settings, secret: bytes, checkpoint: Checkpoint, metric
     client = RedisClient(settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s, metrics=metrics)
     writer = RedisWriter(client, metrics)
     keys = RedisKeys(secret)
-    return RedisParts(
-        client=client,
-        writer=writer,
-        base_rewards=RedisBaseRewards(
+
+    def base_rewards(checkpoint: Checkpoint) -> RedisBaseRewards:
+        return RedisBaseRewards(
             client,
             writer,
             heads_id=checkpoint.heads_id,
             heads=checkpoint.heads,
             ttl_s=settings.base_reward_cache_ttl_s,
-        ),
+        )
+
+    return RedisParts(
+        client=client,
+        writer=writer,
+        base_rewards=base_rewards,
         users=RedisUsers(
             client,
             writer,

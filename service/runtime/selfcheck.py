@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from service.checkpoints import load_checkpoint
 from service.operations.self_check import HERE, Report
-from service.runtime.engine import FailedSelfCheck, open_worker, remote_parts
+from service.runtime.engine import FailedSelfCheck, open_worker
+from service.runtime.remote_engine import remote_parts
 from service.settings import Settings
 from service.worker.connection import Connection
 from service.worker.selfcheck import GoldenRecord, SelfCheck, Verdict
@@ -33,7 +34,7 @@ def check_settings(settings: Settings) -> Report:
     except FailedSelfCheck as failure:
         check = failure.check
     else:
-        check = opened.self_check
+        check = opened.self_checks[0]
         opened.worker.stop(drain=True, timeout_s=settings.drain_timeout_s)
     return Report([Verdict.of(HERE, check)], time.monotonic() - began, time.time())
 

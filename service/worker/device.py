@@ -15,7 +15,7 @@ from service.observability.metrics import WorkerMetrics
 from service.worker.batch_budget import BatchBudget
 from service.worker.batch_cost import BatchCost, PlainCost, SharedCost
 from service.worker.faults import Failure, isolate
-from service.worker.messages import BaseRewardHeads, BaseRewards, WorkItem
+from service.worker.messages import BaseRewards, Heads, WorkItem
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Device:
     def __init__(
         self,
         backbone: Backbone,
-        heads: BaseRewardHeads,
+        heads: Heads,
         max_batch_tokens: int,
         metrics: WorkerMetrics | None = None,
     ) -> None:

@@ -47,13 +47,18 @@ class Fleet:
         window_tokens: int,
         lost: Callable[[RemoteWorker, bool], None],
         gained: Callable[[], None],
+        further: bool = False,
     ) -> None:
-        """`lost` hears of a worker that was taken out, and whether what it holds must be given up; `gained` of more."""
+        """`lost` hears of a worker that was taken out, and whether what it holds must be given up; `gained` of more.
+
+        `further`: another fleet of this process is the one that `dependency_up` tells of.
+        """
         self._connect = connect
         self._golden = golden
         self._metrics = metrics
         self._lost = lost
         self._gained = gained
+        self._further = further
         self.workers = {name: RemoteWorker(name, WorkerLoad(window_tokens)) for name in connect}
         self.tried = threading.Event()
         for worker in self.workers.values():
@@ -179,4 +184,5 @@ class Fleet:
         """Bring the metrics up to date."""
         self._metrics.engine_workers_up.labels(worker.name).set(worker.load.up)
         self._metrics.engine_worker_tokens.labels(worker.name).set(worker.load.tokens)
-        self._metrics.dependency_up.labels("engine").set(bool(self.up()))
+        if not self._further:
+            self._metrics.dependency_up.labels("engine").set(bool(self.up()))

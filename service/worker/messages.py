@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,17 @@ import numpy.typing as npt
 from service.errors import MetarewardError
 
 BaseRewards = npt.NDArray[np.float64]
+
+
+class Heads(Protocol):
+    """What the worker applies to hidden states."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+
+    def apply(self, hidden_BD: npt.NDArray[np.float32]) -> BaseRewards:
+        """[B, D] hidden states to [B, W] answers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +42,11 @@ class BaseRewardHeads:
         if self.A_KD.ndim != 2 or self.b_K.shape != self.A_KD.shape[:1]:
             raise ValueError(f"heads of shapes {self.A_KD.shape} and {self.b_K.shape}; expected [K, D] and [K]")
 
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return int(self.A_KD.shape[1])
+
     @classmethod
     def of(cls, A_KD: npt.NDArray[np.floating], b_K: npt.NDArray[np.floating]) -> BaseRewardHeads:
         """Heads from arrays of any float type; they are copied."""
@@ -39,6 +56,49 @@ class BaseRewardHeads:
         """[B, D] hidden states to [B, K] base rewards."""
         rewards_BK: BaseRewards = hidden_BD.astype(np.float64) @ self.A_KD.T + self.b_K
         return rewards_BK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StackedHeads:
+    """Heads of several checkpoints on one backbone: a text is computed once, and its answer has a part for each.
+
+    Every part is a product of its own, so that its numbers are those it has alone, to the bit.
+
+    Attributes:
+        parts: The checkpoints' heads, in the order in which their base rewards stand in an answer.
+        with_hidden: Whether the hidden state itself follows them.
+    """
+
+    parts: tuple[BaseRewardHeads, ...]
+    with_hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if len({part.hidden_size for part in self.parts}) != 1:
+            raise ValueError("stacked heads must read hidden states of one size")
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.parts[0].hidden_size
+
+    @property
+    def columns(self) -> list[slice]:
+        """Where each part's base rewards stand in an answer."""
+        ends = np.cumsum([len(part.b_K) for part in self.parts]).tolist()
+        return [slice(end - len(part.b_K), end) for part, end in zip(self.parts, ends, strict=True)]
+
+    @property
+    def hidden_columns(self) -> slice | None:
+        """Where the hidden state stands; None where it does not."""
+        end = self.columns[-1].stop
+        return slice(end, end + self.hidden_size) if self.with_hidden else None
+
+    def apply(self, hidden_BD: npt.NDArray[np.float32]) -> BaseRewards:
+        """[B, D] hidden states to [B, W]: base rewards of every part, then the hidden state where it is asked for."""
+        answers = [part.apply(hidden_BD) for part in self.parts]
+        if self.with_hidden:
+            answers.append(hidden_BD.astype(np.float64))
+        return answers[0] if len(answers) == 1 else np.hstack(answers)
 
 
 class Answer(Future[BaseRewards]):

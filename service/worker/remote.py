@@ -48,6 +48,7 @@ class RemoteEngine:
         max_queue_wait_s: float,
         timeout_s: float,
         metrics: Metrics,
+        further: bool = False,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -60,6 +61,7 @@ class RemoteEngine:
             max_queue_wait_s: The longest wait, as estimated from recent speed.
             timeout_s: The longest time to an answer.
             metrics: Where to count.
+            further: Whether another engine of this process is the one that `dependency_up` tells of.
         """
         self._max_batch_tokens = max_batch_tokens
         self._timeout_s = timeout_s
@@ -71,6 +73,7 @@ class RemoteEngine:
             window_tokens=balance.window_tokens(max_batch_tokens),
             lost=lambda worker, hangs: self._dispatch.lose(worker, hangs),
             gained=lambda: self._dispatch.pump(),
+            further=further,
         )
         self._lock = threading.Condition()  # guards _tokens, _large, _accepting and the hand-over to the loop
         self._tokens = 0

@@ -25,7 +25,7 @@ from service.worker.admission import Admission, Speed
 from service.worker.batch_metrics import record_batch
 from service.worker.coalescing import CoalescingWindow
 from service.worker.device import Device
-from service.worker.messages import Answer, BaseRewardHeads, BaseRewards, WorkerStats, WorkItem
+from service.worker.messages import Answer, BaseRewards, Heads, WorkerStats, WorkItem
 from service.worker.queue import Batch, FairQueue
 from service.worker.supervision import RestartPolicy, SupervisedThread
 
@@ -40,7 +40,7 @@ _NOTHING: Final[Batch[WorkItem]] = Batch([], 0, 0, 0)
 
 
 class Worker:
-    """Owns a backbone and a checkpoint's heads. Any number of threads may submit."""
+    """Owns a backbone and the heads of one checkpoint or several. Any number of threads may submit."""
 
     shared = False
     """No other process depends on it; see `service.operations.engine.Engine`."""
@@ -48,7 +48,7 @@ class Worker:
     def __init__(
         self,
         backbone: Backbone,
-        heads: BaseRewardHeads,
+        heads: Heads,
         *,
         max_batch_tokens: int,
         max_queue_tokens: int,
@@ -74,9 +74,9 @@ class Worker:
             ConfigurationError: Heads and backbone do not fit each other, or a limit is not positive.
         """
         hidden_size = backbone.spec.hidden_size
-        if heads.A_KD.shape[1] != hidden_size:
+        if heads.hidden_size != hidden_size:
             raise ConfigurationError(
-                f"the checkpoint's heads read {heads.A_KD.shape[1]} numbers, but backbone {backbone.spec.id} gives "
+                f"the checkpoint's heads read {heads.hidden_size} numbers, but backbone {backbone.spec.id} gives "
                 f"{hidden_size}: serve the checkpoint with the backbone that it was trained on"
             )
         if max_batch_tokens < 1 or max_queue_tokens < 1:

@@ -37,7 +37,7 @@ def score(operations: Operations, user_id: str):
 def test_a_hung_database_costs_known_users_one_failed_read(own_postgres: PostgresServer) -> None:
     database = open_database(own_postgres.url(), pool_size=4, statement_timeout_s=1.0)
     operations = Operations(database, revalidate_s=0.0)
-    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.5)
+    readiness = ReadinessCheck(engine=ToyEngine, database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.5)
 
     async def path() -> None:
         for user in USERS:
@@ -91,7 +91,7 @@ def test_questions_that_hang_share_one_thread_and_end(sqlite_url: str, monkeypat
         answer.wait(10)
 
     monkeypatch.setattr(database, "ping", ping)
-    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.1)
+    readiness = ReadinessCheck(engine=ToyEngine, database=database, lifecycle=Lifecycle(10, 10_000), timeout_s=0.1)
 
     async def path() -> None:
         started = time.monotonic()
@@ -135,7 +135,7 @@ def test_requests_that_hold_their_connections_leave_some_for_keys_and_probes(pos
     keys = KeyRepository(database)
     key = Keys(keys).create("t", "score").secret
     authenticator = Authenticator(repository=keys, metrics=operations.metrics, trust_s=60.0, stale_s=60.0)
-    readiness = ReadinessCheck(engine=ToyEngine(), database=database, lifecycle=Lifecycle(10, 10_000))
+    readiness = ReadinessCheck(engine=ToyEngine, database=database, lifecycle=Lifecycle(10, 10_000))
 
     async def path() -> None:
         assert (await authenticator.verify(key)).tenant_id == "t"

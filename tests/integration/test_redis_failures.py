@@ -262,7 +262,7 @@ def test_a_server_starts_and_is_ready_without_redis_and_says_so(
         try:
             async with Replica(databases[0], server) as replica:
                 readiness = ReadinessCheck(
-                    engine=ToyEngine(),
+                    engine=ToyEngine,
                     database=databases[0],
                     lifecycle=Lifecycle(10, 10_000),
                     redis=replica.client,
