@@ -130,7 +130,9 @@ class Operations:
             shared=shared_users,
             revalidate_s=revalidate_s,
         )
-        self.serving = Serving([ServedCheckpoint(self.checkpoint, self.base_rewards, self.states)], shared_users)
+        self.serving = Serving(
+            [ServedCheckpoint(self.checkpoint, self.base_rewards, self.states, self.engine)], shared_users
+        )
         self.turns = Turns()
         self.score = Score(serving=self.serving, metrics=self.metrics)
         self.adapt = Adapt(
