@@ -231,14 +231,15 @@ def distinct_stage_weights(stages: Stages) -> FloatArray:
         return stages.weights_S
     places_DS = np.empty((3, len(stages.first_S)))
     same_S = np.empty(len(stages.first_S))
-    ends_S = stages.first_S + stages.lengths
-    for stage, (first, end) in enumerate(zip(stages.first_S.tolist(), ends_S.tolist(), strict=True)):
+    for length in np.unique(stages.lengths).tolist():
+        of_length = np.flatnonzero(stages.lengths == length)
+        rows_SNK = stages.rows_JK[stages.first_S[of_length][:, None] + np.arange(length)]
         # the taken text is where its difference from itself is: at zero
-        texts_NK = np.vstack([np.zeros((1, stages.rows_JK.shape[1])), -stages.rows_JK[first:end]])
-        texts_NK -= texts_NK.mean(axis=0)
-        along_DN = np.sort(directions(texts_NK.shape[1]) @ texts_NK.T, axis=1)
-        places_DS[:, stage] = along_DN @ _factors(len(texts_NK))
-        same_S[stage] = SAME * np.abs(texts_NK).max()
+        texts_SNK = np.pad(-rows_SNK, ((0, 0), (1, 0), (0, 0)))
+        texts_SNK -= texts_SNK.mean(axis=1, keepdims=True)
+        along_SND = np.sort(texts_SNK @ directions(texts_SNK.shape[2]).T, axis=1)
+        places_DS[:, of_length] = np.einsum("snd,n->ds", along_SND, _factors(length + 1))
+        same_S[of_length] = SAME * np.abs(texts_SNK).max(axis=(1, 2))
     return _shared(stages.weights_S, places_DS, same_S, stages.lengths)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Final
@@ -198,13 +199,13 @@ class Support:
         place_P = np.empty(len(order), np.int64)
         place_P[order] = np.cumsum(np.concatenate([[False], (rows[1:] != rows[:-1]).any(axis=1)]))
         by_stage: dict[int, list[int]] = {}
-        for row in order.tolist():
-            by_stage.setdefault(int(self.stages_P[row]), []).append(row)
-        stages = sorted(by_stage.values(), key=lambda rows: place_P[rows].tolist())
+        for row, stage in zip(order.tolist(), self.stages_P[order].tolist(), strict=True):
+            by_stage.setdefault(stage, []).append(row)
+        places = place_P.tolist()
+        stages = sorted(by_stage.values(), key=lambda rows: [places[row] for row in rows])
         lengths = [len(rows) for rows in stages]
-        return np.concatenate([np.asarray(rows, dtype=np.intp) for rows in stages]), np.repeat(
-            np.arange(len(stages)), lengths
-        )
+        rows_of_all = np.fromiter(itertools.chain.from_iterable(stages), dtype=np.intp, count=len(order))
+        return rows_of_all, np.repeat(np.arange(len(stages)), lengths)
 
 
 @dataclass(frozen=True, slots=True)
