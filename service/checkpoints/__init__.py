@@ -2,5 +2,6 @@
 
 from service.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_manifest
 from service.checkpoints.manifest import BackboneIdentity, Golden, Manifest
+from service.checkpoints.maps import MapFrom
 
-__all__ = ["BackboneIdentity", "Checkpoint", "Golden", "Manifest", "load_checkpoint", "read_manifest"]
+__all__ = ["BackboneIdentity", "Checkpoint", "Golden", "Manifest", "MapFrom", "load_checkpoint", "read_manifest"]

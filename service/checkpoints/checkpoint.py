@@ -21,7 +21,8 @@ import safetensors
 import safetensors.numpy
 from pydantic import ValidationError
 
-from service.checkpoints.manifest import FORMAT_VERSION, BackboneIdentity, Golden, Manifest
+from service.checkpoints.manifest import FORMAT_VERSION, LINKED_FORMAT_VERSION, BackboneIdentity, Golden, Manifest
+from service.checkpoints.maps import MapFrom, read_map
 from service.errors import CheckpointError
 from service.mrm import GaussianStart, SoftmaxStart, Start
 
@@ -41,6 +42,7 @@ class Checkpoint:
         start: Start of the recipe; its type names the recipe.
         golden: Recorded base rewards of the golden texts, or None.
         training: How it was made, JSON-able.
+        maps: From which other heads on the backbone users are carried to these; they change no id.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Checkpoint:
     start: Start
     golden: Golden | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    maps: tuple[MapFrom, ...] = ()
 
     def __post_init__(self) -> None:
         heads, hidden_size = self.start.heads, self.backbone.hidden_size
@@ -64,6 +67,8 @@ class Checkpoint:
             raise CheckpointError("heads hold numbers that are not finite")
         if self.golden is not None and any(len(row) != heads for row in self.golden.base_rewards):
             raise CheckpointError(f"golden base rewards must have {heads} numbers each")
+        if len({each.heads_id for each in self.maps}) != len(self.maps):
+            raise CheckpointError("two maps lead from the same heads")
 
     @property
     def heads(self) -> int:
@@ -94,12 +99,13 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
     def save(self, directory: Path) -> None:
-        """Write the two files; each appears whole or not at all, the manifest last."""
+        """Write the two files and the maps; each appears whole or not at all, the manifest last."""
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {"A_KD": self.A_KD, "b_K": self.b_K, **_start_tensors(self.start)}
         payload = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        maps = [(each, each.payload()) for each in self.maps]
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=LINKED_FORMAT_VERSION if maps else FORMAT_VERSION,
             name=self.name,
             recipe=self.recipe,
             heads=self.heads,
@@ -107,10 +113,13 @@ class Checkpoint:
             heads_id=self.heads_id,
             tensors_sha256=hashlib.sha256(payload).hexdigest(),
             golden=self.golden,
+            maps=[each.record(written) for each, written in maps] or None,
             training=dict(self.training),
             **_start_numbers(self.start),
         )
         _replace(directory / TENSORS_FILE, payload)
+        for each, written in maps:
+            _replace(directory / each.file, written)
         _replace(directory / MANIFEST_FILE, (manifest.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
 
 
@@ -142,6 +151,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             start=start,
             golden=manifest.golden,
             training=manifest.training,
+            maps=tuple(read_map(directory, record, manifest.heads) for record in manifest.maps or ()),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: lacks the tensor {error}") from error

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT_VERSION = 2
 """2 added `rating_gain`; 1 is still read."""
+LINKED_FORMAT_VERSION = 3
+"""Of a checkpoint with maps; one without stays readable for the versions before."""
 
 Positive = Annotated[int, Field(gt=0)]
 HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -36,10 +38,28 @@ class Golden(_Strict):
     base_rewards: list[list[float]]
 
 
+class MapRecord(_Strict):
+    """A map from the heads of another checkpoint on the same backbone."""
+
+    from_heads_id: HexDigest
+    from_checkpoint_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    from_name: str
+    fidelity: float = Field(ge=-1, le=1, description="Correlation of users' rewards before and after, mean over users.")
+    fidelity_low: float = Field(ge=-1, le=1, description="The same of the user at the 5 % quantile.")
+    differences_fidelity: float = Field(
+        ge=-1, le=1, description="Correlation of mapped differences with measured ones, as users weigh them."
+    )
+    differences: Positive = Field(description="Differences that the map was fitted to.")
+    held_out: Positive = Field(description="Other differences, that the fidelities were measured on.")
+    data: str = Field(description="Name of the data set they are of.")
+    file: str = Field(pattern=r"^map-[0-9a-f]{16}\.safetensors$")
+    sha256: HexDigest
+
+
 class Manifest(_Strict):
     """Everything about a checkpoint but its tensors."""
 
-    format_version: Literal[1, 2]
+    format_version: Literal[1, 2, 3]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     recipe: Literal["map", "softmax_adam"]
     heads: Positive = Field(description="K.")
@@ -53,4 +73,7 @@ class Manifest(_Strict):
     inner_lr: float | None = Field(default=None, gt=0)
     inner_steps: int | None = Field(default=None, ge=0)
     golden: Golden | None = None
+    maps: list[MapRecord] | None = Field(
+        default=None, description="From which other checkpoints users are carried here."
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="How it was made: data, choices, seed, command.")
