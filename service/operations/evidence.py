@@ -1,4 +1,4 @@
-"""Stored pairs as the solver sees them."""
+"""Stored statements as the solver sees them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,94 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.mrm import Support
-from service.store.records import StoredPair
+from service.mrm.state import FloatArray, IntArray
+from service.mrm.statements import half_life_weights, ranking_stages, rating_groups
+from service.store.records import StoredEvidence, StoredPair
 
 
-def support_of(stored: Sequence[StoredPair], heads: int) -> Support:
-    """The support [P, K] of stored pairs; of K = `heads` where there are none."""
-    if not stored:
-        return Support.empty(heads)
-    strengths_P = [np.nan if pair.strength is None else pair.strength for pair in stored]
-    return Support.of(np.array([pair.diff_K for pair in stored]), strengths_P)
+def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_life_s: float | None = None) -> Support:
+    """The support of stored statements: rows of pairs and rankings in the order given, then ratings in theirs.
+
+    A function of the set, up to the order of its rows: of ratings those of one group are compared, those alone in
+    theirs with each other (`rating_groups`).
+
+    Args:
+        stored: Statements under the same heads.
+        heads: K.
+        half_life_s: The age in seconds, relative to the newest statement, at which one counts half; None: all count
+            alike.
+    """
+    said = [_evidence(each) for each in stored]
+    choices, ratings = _parted(said)
+    diffs_PK, stages_P, lengths = _rows(choices, heads)
+    ages_P, ages_R = ages_of(said)
+    grades = [np.nan if each.kind == "ranking" or each.grade is None else each.grade for each in choices]
+    return Support.of(
+        diffs_PK,
+        np.repeat(np.array(grades, dtype=np.float64), lengths),
+        np.array([each.base_rewards for each in ratings]).reshape(len(ratings), heads),
+        np.array([each.grade for each in ratings], dtype=np.float64),
+        rating_groups([each.group for each in ratings]),
+        weights_P=np.repeat(np.array([each.weight for each in choices]), lengths)
+        * half_life_weights(ages_P, half_life_s),
+        tilts_P=np.repeat(np.array([each.tilt for each in choices]), lengths),
+        stages_P=stages_P,
+        weights_R=np.array([each.weight for each in ratings]) * half_life_weights(ages_R, half_life_s),
+    )
+
+
+def ages_of(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
+    """Seconds before the newest statement, of the rows [P] and of the ratings [R] that `support_of` makes."""
+    choices, ratings = _parted(stored)
+    newest = max((each.event_time for each in stored), default=None)
+    ages_C, ages_R = (
+        np.array([(newest - each.event_time).total_seconds() for each in part] if newest else [], dtype=np.float64)
+        for part in (choices, ratings)
+    )
+    return np.repeat(ages_C, [1 if each.ranks is None else _compared(each.ranks) for each in choices]), ages_R
+
+
+def _evidence(stored: StoredEvidence | StoredPair) -> StoredEvidence:
+    if isinstance(stored, StoredEvidence):
+        return stored
+    return StoredEvidence(
+        stored.pair_id,
+        stored.content_key,
+        "pair",
+        stored.diff_K,
+        stored.strength,
+        None,
+        None,
+        1.0,
+        0.0,
+        None,
+        stored.event_time,
+        stored.heads_id,
+    )
+
+
+def _parted(stored: Sequence[StoredEvidence]) -> tuple[list[StoredEvidence], list[StoredEvidence]]:
+    """Choices, and ratings."""
+    return [each for each in stored if each.kind != "rating"], [each for each in stored if each.kind == "rating"]
+
+
+def _rows(choices: Sequence[StoredEvidence], heads: int) -> tuple[FloatArray, IntArray, list[int]]:
+    """Differences [P, K], stages [P], and how many rows each choice has."""
+    diffs: list[FloatArray] = [np.zeros((0, heads))]
+    stages: list[IntArray] = [np.zeros(0, np.int64)]
+    next_stage = 0
+    for each in choices:
+        if each.ranks is None:
+            diffs_JK, stage_J = each.base_rewards[None], np.zeros(1, np.int64)
+        else:
+            diffs_JK, stage_J = ranking_stages(each.base_rewards, each.ranks)
+        diffs.append(diffs_JK)
+        stages.append(next_stage + stage_J)
+        next_stage += int(stage_J.max(initial=-1)) + 1
+    return np.concatenate(diffs), np.concatenate(stages), [len(stage_J) for stage_J in stages[1:]]
+
+
+def _compared(ranks: Sequence[int]) -> int:
+    """How many pairs of a ranking's texts are not tied: its rows."""
+    _, count_T = np.unique(ranks, return_counts=True)
+    return int(len(ranks) ** 2 - (count_T**2).sum()) // 2
