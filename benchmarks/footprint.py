@@ -23,7 +23,7 @@ from service.mrm.state import GaussianStart
 from service.store import open_database
 from service.store.caches import BaseRewardCache, CachedBaseRewards, UserCache
 from service.store.migrate import upgrade
-from service.store.records import NewPair, Solution, StoredUser
+from service.store.records import Append, HeadsView, NewEvidence, Solution, StoredUser
 from service.store.users import UserRepository
 
 HEADS = 8
@@ -104,16 +104,17 @@ def stored(url: str) -> tuple[float, float]:
     state = someone()
     generator = np.random.default_rng(0)
     for i in range(STORED_USERS):
-        pairs = [NewPair(os.urandom(32).hex(), os.urandom(32), generator.normal(size=HEADS), 1.0) for _ in range(PAIRS)]
-        users.adapt(
+        pairs = [
+            NewEvidence(os.urandom(32).hex(), os.urandom(32), "pair", generator.normal(size=HEADS), 1.0)
+            for _ in range(PAIRS)
+        ]
+        users.change(
             "acme",
             f"somebody-{i}",
-            pairs,
-            mode="append",
-            heads_id="h" * 64,
-            checkpoint_id="c8125af2ad0645cf",
-            idempotency=None,
-            solve=lambda _: Solution(state.weights_K, state.factor, {}),
+            Append(pairs),
+            HeadsView("c8125af2ad0645cf", "h" * 64, HEADS, {}),
+            None,
+            lambda _: Solution(state.weights_K, state.factor, {}),
         )
     with database.reading() as connection:
         sizes = [

@@ -26,6 +26,9 @@ _PAGE = (
     .where(_OF_USER, PairRow.pair_id.in_(select(_IDS.c.pair_id)))
     .order_by(PairRow.pair_id, PairRow.heads_id)
 )
+_PAGE_SOURCES = select(PairSourceRow.pair_id, PairSourceRow.payload).where(
+    PairSourceRow.incarnation == bindparam("incarnation"), PairSourceRow.pair_id.in_(select(_IDS.c.pair_id))
+)
 _ALL = select(*COLUMNS).where(_OF_USER).order_by(PairRow.pair_id, PairRow.heads_id)
 _SOURCES = (
     select(PairSourceRow.pair_id, PairSourceRow.payload)
@@ -40,14 +43,17 @@ _ANSWERS = (
 _EVERY_VERSION = 2**31 - 1
 
 
-def evidence_page(connection: Connection, user: Row[Any], after: str | None, limit: int) -> list[StoredEvidence]:
+def evidence_page(
+    connection: Connection, user: Row[Any], after: str | None, limit: int
+) -> list[tuple[StoredEvidence, bytes | None]]:
     """See `UserRepository.evidence`."""
     asked = {"incarnation": user.incarnation, "after": after or "", "limit": limit}
     page: dict[str, StoredEvidence] = {}
     for row in connection.execute(_PAGE, asked):
         if row.pair_id not in page or row.heads_id == user.heads_id:
             page[row.pair_id] = to_evidence(row)
-    return list(page.values())
+    retained = {row.pair_id: row.payload for row in connection.execute(_PAGE_SOURCES, asked)}
+    return [(each, retained.get(each.evidence_id)) for each in page.values()]
 
 
 def export_user(connection: Connection, user: Row[Any]) -> UserExport:

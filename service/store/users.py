@@ -89,10 +89,11 @@ class UserRepository:
 
     def evidence(
         self, tenant_id: str, user_id: str, after: str | None, limit: int
-    ) -> builtins.list[StoredEvidence] | None:
+    ) -> builtins.list[tuple[StoredEvidence, bytes | None]] | None:
         """Up to `limit` statements in byte order of their ids, beginning behind `after`, live or not.
 
-        Each as measured with the heads of the user's weights, or else with others. None for an unknown user.
+        Each as measured with the heads of the user's weights, or else with others, and with what is retained of it.
+        None for an unknown user.
         """
         with self._database.snapshot() as connection:
             row = connection.execute(BY_NAME, {"tenant_id": tenant_id, "user_id": user_id}).one_or_none()

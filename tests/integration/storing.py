@@ -1,14 +1,28 @@
-"""Pairs, solves and repositories for the tests of the store."""
+"""Statements, solves and repositories for the tests of the store."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
-from service.store import AdaptOutcome, Database, Idempotency, NewPair, Solution, StoredPair, StoredUser, UserRepository
+from service.store import (
+    Append,
+    ChangeOutcome,
+    Database,
+    HeadsView,
+    Idempotency,
+    NewEvidence,
+    Replace,
+    Solution,
+    StoredEvidence,
+    StoredUser,
+    UserRepository,
+)
+from service.store.records import Matrix
 
 HEADS, CHECKPOINT = "heads-a", "checkpoint-a"
 
@@ -26,15 +40,22 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def new_pair(pair_id: str, *, content: str | None = None, k: int = 3, strength: float | None = None) -> NewPair:
+def new_pair(
+    pair_id: str, *, content: str | None = None, k: int = 3, strength: float | None = None, **more: Any
+) -> NewEvidence:
     key = hashlib.sha256((content or pair_id).encode()).digest()
     generator = np.random.default_rng(list(key[:4]))
-    return NewPair(pair_id, key, generator.normal(size=k), strength)
+    return NewEvidence(pair_id, key, "pair", generator.normal(size=k), strength, **more)
 
 
-def sum_of_differences(support: Sequence[StoredPair]) -> Solution:
+def seen_from(heads: str = HEADS, checkpoint: str = CHECKPOINT, maps: Mapping[str, Matrix] | None = None) -> HeadsView:
+    return HeadsView(checkpoint, heads, 3, maps or {})
+
+
+def sum_of_differences(support: Sequence[StoredEvidence]) -> Solution:
     """A solve whose result tells which pairs it saw."""
-    weights_K = np.sum([(pair.strength or 1.0) * pair.diff_K for pair in support], axis=0) if support else np.zeros(3)
+    terms = [(pair.grade or 1.0) * pair.base_rewards for pair in support]
+    weights_K = np.sum(terms, axis=0) if terms else np.zeros(3)
     return Solution(weights_K, np.arange(6.0), {"loss_after": float(len(support)), "accuracy_before": None})
 
 
@@ -45,7 +66,7 @@ def repository(database: Database, **changes: object) -> UserRepository:
 
 def adapt(
     users: UserRepository,
-    pairs: Sequence[NewPair],
+    pairs: Sequence[NewEvidence],
     *,
     tenant: str = "tenant",
     user: str = "ada",
@@ -54,5 +75,6 @@ def adapt(
     checkpoint: str = CHECKPOINT,
     key: Idempotency | None = None,
     solve: object = sum_of_differences,
-) -> tuple[AdaptOutcome, StoredUser]:
-    return users.adapt(tenant, user, pairs, mode, heads, checkpoint, key, solve)  # type: ignore[arg-type]
+) -> tuple[ChangeOutcome, StoredUser]:
+    change = Append(pairs) if mode == "append" else Replace(pairs)
+    return users.change(tenant, user, change, seen_from(heads, checkpoint), key, solve)  # type: ignore[arg-type]

@@ -9,14 +9,14 @@ from typing import NoReturn
 import numpy as np
 import pytest
 from sqlalchemy import event, text
-from storing import CHECKPOINT, HEADS, Clock, adapt, new_pair, repository
+from storing import CHECKPOINT, HEADS, Clock, adapt, new_pair, repository, seen_from
 
 from service.errors import EngineError, InvalidInput
-from service.store import AdaptOutcome, Database, Idempotency, Solution, StoredPair
+from service.store import ChangeOutcome, Database, Idempotency, Solution, StoredEvidence
 
 
-def ids(pairs: Sequence[StoredPair]) -> list[str]:
-    return [pair.pair_id for pair in pairs]
+def ids(pairs: Sequence[StoredEvidence]) -> list[str]:
+    return [pair.evidence_id for pair in pairs]
 
 
 def rows(database: Database, table: str) -> int:
@@ -29,7 +29,7 @@ def test_first_adapt_makes_version_one_and_reads_back_bit_by_bit(database: Datab
     pairs = [new_pair("a"), new_pair("b")]
     outcome, user = adapt(users, pairs)
 
-    assert outcome == AdaptOutcome(
+    assert outcome == ChangeOutcome(
         user_id="ada",
         incarnation=user.incarnation,
         version=1,
@@ -41,8 +41,8 @@ def test_first_adapt_makes_version_one_and_reads_back_bit_by_bit(database: Datab
         report={"loss_after": 2.0, "accuracy_before": None},
         replayed=False,
     )
-    assert AdaptOutcome.from_json(outcome.to_json()) == outcome
-    np.testing.assert_allclose(user.weights_K, pairs[0].diff_K + pairs[1].diff_K, rtol=1e-15)
+    assert ChangeOutcome.from_json(outcome.to_json()) == outcome
+    np.testing.assert_allclose(user.weights_K, pairs[0].base_rewards + pairs[1].base_rewards, rtol=1e-15)
 
     read = users.get("tenant", "ada")
     assert read is not None
@@ -55,8 +55,8 @@ def test_first_adapt_makes_version_one_and_reads_back_bit_by_bit(database: Datab
     np.testing.assert_array_equal(read.factor, np.arange(6.0))
     assert not read.weights_K.flags.writeable
 
-    stored = {pair.pair_id: pair for pair in users.pairs("tenant", "ada", HEADS)}
-    assert stored["a"].diff_K.tobytes() == pairs[0].diff_K.tobytes()
+    stored = {pair.evidence_id: pair for pair in users.support("tenant", "ada", seen_from())}
+    assert stored["a"].base_rewards.tobytes() == pairs[0].base_rewards.tobytes()
     assert stored["a"].content_key == pairs[0].content_key
 
 
@@ -124,9 +124,9 @@ def test_the_support_set_is_the_newest_pairs_by_time_then_id(database: Database)
     clock.move(1)
     # Byte order, whatever the locale: capital letters come before small ones, accents after both.
     outcome, user = adapt(users, [new_pair(name) for name in ("é", "B", "a")])
-    assert ids(users.pairs("tenant", "ada", HEADS)) == ["é", "a", "B", "z"]
+    assert ids(users.support("tenant", "ada", seen_from())) == ["é", "a", "B", "z"]
     assert (outcome.pairs_total, user.pairs) == (6, 6)
-    expected_K = sum(new_pair(name).diff_K for name in ("é", "a", "B", "z"))
+    expected_K = sum(new_pair(name).base_rewards for name in ("é", "a", "B", "z"))
     np.testing.assert_allclose(user.weights_K, expected_K, rtol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_a_clock_that_goes_back_does_not_make_later_pairs_older(database: Databa
     adapt(users, [new_pair("z")])
     clock.move(-60)
     adapt(users, [new_pair("zz")])
-    assert ids(users.pairs("tenant", "ada", HEADS)) == ["zz"]
+    assert ids(users.support("tenant", "ada", seen_from())) == ["zz"]
 
 
 def test_only_pairs_of_the_given_heads_are_solved_and_earlier_heads_find_theirs_again(database: Database) -> None:
@@ -198,11 +198,11 @@ def test_purging_deletes_expired_answers_only(database: Database) -> None:
     assert rows(database, "idempotency") == 1
 
 
-def never(support: Sequence[StoredPair]) -> NoReturn:
+def never(support: Sequence[StoredEvidence]) -> NoReturn:
     raise AssertionError("must not be solved")
 
 
-def broken(support: Sequence[StoredPair]) -> NoReturn:
+def broken(support: Sequence[StoredEvidence]) -> NoReturn:
     raise ZeroDivisionError("a bug in the solve")
 
 
@@ -217,7 +217,7 @@ def test_an_exception_in_the_solve_leaves_no_trace(database: Database, exists: b
     assert (user is not None) is exists
     assert (rows(database, "pairs"), rows(database, "idempotency")) == (int(exists), 0)
     if exists:
-        assert ids(users.pairs("tenant", "ada", HEADS)) == ["a"]
+        assert ids(users.support("tenant", "ada", seen_from())) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_numbers_that_are_not_finite_are_never_stored(database: Database, soluti
 
 def test_a_pair_that_is_not_finite_is_never_stored(database: Database) -> None:
     pair = new_pair("a")
-    pair.diff_K[1] = np.nan
+    pair.base_rewards[1] = np.nan
     with pytest.raises(EngineError):
         adapt(repository(database), [pair])
     assert rows(database, "users") == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from servers import PostgresServer, free_port
 from sqlalchemy import Connection, text
-from storing import HEADS, adapt, new_pair, repository
+from storing import adapt, new_pair, repository, seen_from
 
 from service.errors import ConfigurationError, MetarewardError, Unavailable
 from service.store import Database, open_database
@@ -231,7 +231,7 @@ def test_an_answered_adapt_survives_the_kill_that_follows_it(mortal_postgres: Po
         user = users.get("tenant", "ada")
         assert user is not None
         assert user.version == answered.version == i + 1
-        assert len(users.pairs("tenant", "ada", HEADS)) == i + 1
+        assert len(users.support("tenant", "ada", seen_from())) == i + 1
     database.close()
 
 

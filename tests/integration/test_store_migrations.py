@@ -84,7 +84,7 @@ def test_strengths_become_grades_and_plain_choices_stay_plain(empty: Database) -
     adapt(
         repository(empty),
         [new_pair("e", strength=1e300)],
-        solve=lambda support: seen.extend(pair.strength for pair in support) or sum_of_differences(support),
+        solve=lambda support: seen.extend(pair.grade for pair in support) or sum_of_differences(support),
     )
     assert sorted(seen, key=str) == sorted([1e300, 2.5, None, None], key=str)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from sqlalchemy import text
-from storing import CHECKPOINT, HEADS, adapt, new_pair, repository
+from storing import CHECKPOINT, HEADS, adapt, new_pair, repository, seen_from
 
-from service.store import Database, Idempotency, Solution, StoredPair
+from service.store import Database, Idempotency, Solution, StoredEvidence
 from service.store.tables import Base
 
 THREADS = 20
@@ -34,7 +34,7 @@ def test_pages_follow_byte_order_and_stay_within_the_tenant(database: Database) 
     assert seen == sorted(names, key=lambda name: name.encode())
     assert page == []
     first = users.list("tenant", None, 1)[0]
-    np.testing.assert_array_equal(first.weights_K, new_pair("p").diff_K)
+    np.testing.assert_array_equal(first.weights_K, new_pair("p").base_rewards)
 
 
 def test_unknown_users_are_none_and_have_no_pairs(database: Database) -> None:
@@ -42,7 +42,7 @@ def test_unknown_users_are_none_and_have_no_pairs(database: Database) -> None:
     adapt(users, [new_pair("a")])
     assert users.get("tenant", "grace") is None
     assert users.get("other", "ada") is None
-    assert users.pairs("tenant", "grace", HEADS) == []
+    assert users.support("tenant", "grace", seen_from()) == []
     assert users.erase("tenant", "grace") is None
 
 
@@ -93,19 +93,19 @@ def test_concurrent_adapts_of_one_user_lose_nothing(database: Database) -> None:
     assert sorted(answer.version for answer in answers) == list(range(1, THREADS + 1))
     assert sorted(answer.pairs_total for answer in answers) == list(range(1, THREADS + 1))
     assert len({answer.incarnation for answer in answers}) == 1
-    stored = {pair.pair_id for pair in users.pairs("tenant", "ada", HEADS)}
+    stored = {pair.evidence_id for pair in users.support("tenant", "ada", seen_from())}
     assert stored == {f"{i}" for i in range(THREADS)}
     user = users.get("tenant", "ada")
     assert user is not None
     assert user.version == THREADS
-    np.testing.assert_allclose(user.weights_K, sum(new_pair(name).diff_K for name in stored), rtol=1e-9)
+    np.testing.assert_allclose(user.weights_K, sum(new_pair(name).base_rewards for name in stored), rtol=1e-9)
 
 
 def test_concurrent_requests_with_one_key_are_done_once(database: Database) -> None:
     users = repository(database)
     solved: list[int] = []
 
-    def solve(support: Sequence[StoredPair]) -> Solution:
+    def solve(support: Sequence[StoredEvidence]) -> Solution:
         solved.append(len(support))
         return Solution(np.zeros(3), None, {})
 
@@ -131,7 +131,7 @@ def test_adapts_among_erases_end_in_whole_lives(database: Database) -> None:
         lives = [life for life in pool.map(step, range(40)) if life is not None]
     outcome, user = adapt(users, [])
     assert user.incarnation >= max(lives)
-    assert outcome.pairs_total == len(users.pairs("tenant", "ada", HEADS)) == outcome.version - 1
+    assert outcome.pairs_total == len(users.support("tenant", "ada", seen_from())) == outcome.version - 1
 
 
 WRITER = f"""
