@@ -22,6 +22,7 @@ from scipy.special import expit
 from service.mrm import GaussianStart, SoftmaxStart, Support, solve
 from service.mrm.evidence import terms
 from service.mrm.state import UserState, unpack_factor
+from service.mrm.statements import flip_noise, ranking_stages
 
 HEADS = 6
 RNG = np.random.default_rng(0)
@@ -205,7 +206,20 @@ def ten_graded(rng: np.random.Generator, taste: np.ndarray) -> Support:
     return Support.of(diffs, np.abs(diffs @ taste) + 0.3 * rng.random(10) + 0.01)
 
 
-@pytest.mark.parametrize("tell", [few, duplicated, constant, ten_graded])
+def turned(rng: np.random.Generator, taste: np.ndarray) -> Support:
+    """Twenty answers of which three in ten were turned round, and known to be."""
+    diffs = chosen(rng, taste, rng.normal(size=(20, HEADS))) * np.where(rng.random(20) < 0.3, -1.0, 1.0)[:, None]
+    weight, tilt = flip_noise(0.3)
+    return Support.of(diffs, weights_P=np.full(20, weight), tilts_P=np.full(20, tilt))
+
+
+def ranked(rng: np.random.Generator, taste: np.ndarray) -> Support:
+    texts = rng.normal(size=(4, HEADS))
+    diffs, stages = ranking_stages(texts, np.argsort(np.argsort(-(texts @ taste + rng.gumbel(size=4)))).tolist())
+    return Support.of(diffs, stages_P=stages)
+
+
+@pytest.mark.parametrize("tell", [few, duplicated, constant, ten_graded, turned, ranked])
 def test_honest_evidence_however_poor_does_not_make_new_pairs_worse(tell) -> None:
     """Tolerance: two standard errors of the mean change over people, since 300 people are a sample."""
     before, after = accuracies(tell)
