@@ -117,9 +117,20 @@ class Settings(BaseSettings):
     user_cache_entries: Count = Field(100_000, description="Users whose state stays in memory.")
     stale_limit_s: Seconds = Field(300.0, description="Longest time to serve a user's cached state without a database.")
 
+    retention: Literal["base_rewards", "hidden_states", "texts"] = Field(
+        "base_rewards",
+        description="What is kept of evidence: base_rewards, K numbers a text; hidden_states, also what the backbone "
+        "makes of it; texts, also prompt and completions.",
+    )
+    half_life: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Days after which evidence counts half; empty: age never matters."
+    )
+
     # What it accepts
     support_limit: Count = Field(1000, description="Newest pairs of a user that a solve uses.")
-    max_pairs: Count = Field(1000, description="Pairs in one adapt request.")
+    max_pairs: Count = Field(
+        1000, description="Pairs in one adapt request, or twice as many texts of pairs, ratings and rankings."
+    )
     max_completions: Count = Field(4096, description="Completions in one score request.")
     max_text_bytes: Count = Field(262_144, description="Bytes of one prompt or completion.")
     max_body_bytes: Count = Field(33_554_432, description="Bytes of one request.")
@@ -158,7 +169,7 @@ class Settings(BaseSettings):
     def _address_without_brackets(cls, value: str) -> str:
         return value.strip().removeprefix("[").removesuffix("]")
 
-    @field_validator("metrics_port", "worker_metrics_port", "max_tokens", "auto_migrate", mode="before")
+    @field_validator("metrics_port", "worker_metrics_port", "max_tokens", "auto_migrate", "half_life", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,14 +17,19 @@ from service.mrm import GaussianStart
 from service.observability.metrics import Metrics
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader, CacheScope
+from service.operations.changes import UserChanges
+from service.operations.retention import Retention
+from service.operations.said import Statement
 from service.operations.score import Score
 from service.operations.serving import ServedCheckpoint, Serving
-from service.operations.texts import TextKeys
+from service.operations.solving import Solver
+from service.operations.texts import GroupKeys, TextKeys
 from service.operations.turns import Turns
 from service.operations.user_states import UserStates
 from service.operations.users import Users
 from service.store import Database
 from service.store.caches import BaseRewardCache, UserCache
+from service.store.records import HeadsView
 from service.store.shared import SharedBaseRewards, SharedUsers
 from service.store.users import UserRepository
 
@@ -105,12 +111,16 @@ class Operations:
         shared_users: SharedUsers | None = None,
         shared_base_rewards: SharedBaseRewards | None = None,
         metrics: Metrics | None = None,
+        solver: Solver | None = None,
+        retention: Retention = "base_rewards",
+        history_versions: int = 20,
     ) -> None:
         self.checkpoint = checkpoint or toy_checkpoint()
         self.engine = ToyEngine()
         self.executor = ThreadPoolExecutor(4)
         self.metrics = metrics or Metrics()
-        self.repository = UserRepository(database, 100, 60.0)
+        self.repository = UserRepository(database, 100, 60.0, history_versions=history_versions)
+        self.solver = solver or Solver()
         self.base_rewards = BaseRewardReader(
             engine=self.engine,
             renderer=ByteRenderer(),
@@ -125,6 +135,8 @@ class Operations:
             executor=self.executor,
             cache=UserCache(100),
             checkpoint=self.checkpoint,
+            view=HeadsView(self.checkpoint.checkpoint_id, self.checkpoint.heads_id, HEADS, {}),
+            solver=self.solver,
             stale_limit_s=stale_limit_s,
             metrics=self.metrics,
             shared=shared_users,
@@ -135,14 +147,24 @@ class Operations:
         )
         self.turns = Turns()
         self.score = Score(serving=self.serving, metrics=self.metrics)
-        self.adapt = Adapt(
+        self.changes = UserChanges(
             serving=self.serving,
             repository=self.repository,
             executor=self.executor,
             metrics=self.metrics,
             turns=self.turns,
+            solver=self.solver,
         )
+        self.adapt = Adapt(serving=self.serving, changes=self.changes, groups=GroupKeys(b"secret"), retention=retention)
         self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving, turns=self.turns)
+
+
+def told(statements: Sequence[Statement]) -> list[tuple[str, Statement]]:
+    """Statements, each behind its place in a request, as `Adapt` takes them."""
+    kinds = {"PreferencePair": "pairs", "Rating": "ratings", "Ranking": "rankings"}
+    numbers = {kind: itertools.count() for kind in kinds.values()}
+    names = [kinds[type(each).__name__] for each in statements]
+    return [(f"{name}[{next(numbers[name])}]", each) for name, each in zip(names, statements, strict=True)]
 
 
 def user_says(text: str) -> list[Message]:

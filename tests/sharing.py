@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
-from operating import HEADS, Operations, toy_checkpoint, user_says
+from operating import HEADS, Operations, told, toy_checkpoint, user_says
 from redis_server import RedisServer
 
 from service.observability.metrics import Metrics
-from service.operations.adapt import PreferencePair
+from service.operations.said import PreferencePair
 from service.operations.score import Scored, ScoreItem
 from service.store import Database
 from service.store.circuit import CircuitBreaker
@@ -100,7 +100,7 @@ class Replica(Operations):
     async def adapted(self, user: str = "ada", chosen: str = "good") -> int:
         """The version after one more choice of a user."""
         pair = PreferencePair(user_says("p"), chosen, "bad", 1.0, None)
-        return (await self.adapt("t", user, [pair], mode="append", truncate=False)).outcome.version
+        return (await self.adapt("t", user, told([pair]), mode="append", truncate=False)).outcome.version
 
     async def settled(self) -> None:
         """Return when everything queued for Redis is there."""

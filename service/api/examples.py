@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 _CHECKPOINT_ID: Final = "c8125af2ad0645cf"
+_HEADS_ID: Final = "0f3a6c1d2b4e5f60"
 _WEIGHTS: Final = [-0.187, -0.448, 0.057]
 _SCORED: Final[dict[str, Any]] = {
     "user_id": "ada",
@@ -26,6 +27,45 @@ _USER: Final[dict[str, Any]] = {
     "pairs": 8,
     "created_at": "2026-01-02T03:04:05Z",
     "updated_at": "2026-01-02T03:04:05Z",
+}
+_VERSION: Final[dict[str, Any]] = {
+    "version": 1,
+    "cause": "adapt",
+    "checkpoint_id": _CHECKPOINT_ID,
+    "pairs": 8,
+    "created_at": "2026-01-02T03:04:05Z",
+    "current": True,
+}
+_EVIDENCE: Final[dict[str, Any]] = {
+    "id": "pair-7",
+    "kind": "pair",
+    "strength": 2.5,
+    "tie": False,
+    "rating": None,
+    "ranks": None,
+    "weight": 1.0,
+    "source": None,
+    "event_time": "2026-01-02T03:04:05Z",
+    "heads_id": _HEADS_ID,
+    "live": True,
+    "texts": None,
+}
+_CHANGE: Final[dict[str, Any]] = {
+    "user_id": "ada",
+    "version": 1,
+    "cause": "adapt",
+    "checkpoint_id": _CHECKPOINT_ID,
+    "weights": _WEIGHTS,
+    "pairs_stored": 8,
+    "pairs_deleted": 0,
+    "pairs_total": 8,
+    "carried": 0,
+    "left_out": 0,
+    "exact": None,
+    "support_before": {"loss": 1.093, "accuracy": 0.0},
+    "support_after": {"loss": 0.12, "accuracy": 1.0},
+    "replayed": False,
+    "timings_ms": {"tokenise": 1.9, "engine": 58.0, "solve": 0.3, "store": 2.1, "total": 62.5},
 }
 _TIMINGS_MS: Final = {"user": 0.01, "tokenise": 1.2, "engine": 31.0, "total": 32.4}
 
@@ -50,18 +90,32 @@ SELF_CHECK: Final[dict[str, Any]] = {
 
 # By the name of the model.
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
-    "AdaptResponse": {
-        "user_id": "ada",
-        "version": 1,
-        "checkpoint_id": _CHECKPOINT_ID,
-        "weights": _WEIGHTS,
-        "pairs_received": 8,
-        "pairs_stored": 8,
-        "pairs_total": 8,
-        "support_before": {"loss": 1.093, "accuracy": 0.0},
-        "support_after": {"loss": 0.12, "accuracy": 1.0},
-        "replayed": False,
-        "timings_ms": {"tokenise": 1.9, "engine": 58.0, "solve": 0.3, "store": 2.1, "total": 62.5},
+    "AdaptResponse": {**_CHANGE, "pairs_received": 8},
+    "ChangeResponse": {
+        **_CHANGE,
+        "version": 3,
+        "cause": "rollback",
+        "pairs_deleted": 2,
+        "exact": True,
+        "timings_ms": {"solve": 0.3, "store": 2.1},
+    },
+    "VersionPage": {"versions": [_VERSION], "next": None},
+    "EvidencePage": {"evidence": [_EVIDENCE], "next": None},
+    "UserExport": {
+        "format": "metareward-user-1",
+        "user": {**_USER, "heads_id": _HEADS_ID, "posterior_factor": [0.9, 0.1, 0.8, 0.0, -0.1, 0.7]},
+        "evidence": [
+            {
+                **_EVIDENCE,
+                "content_key": "5d" * 32,
+                "group": None,
+                "tilt": 0.0,
+                "base_rewards": [0.31, -0.2, 0.05],
+                "hidden_states": None,
+            }
+        ],
+        "versions": [{**_VERSION, "heads_id": _HEADS_ID, "weights": _WEIGHTS}],
+        "answers": [],
     },
     "ScoreOneResponse": {**_SCORED, "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
     "ScoreManyResponse": {"results": [_SCORED, _COLD], "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
-from service.api.evidence_schemas import AdaptRequest
+from service.api.evidence_schemas import AdaptRequest, PairIn, RankingIn, RatingIn
 from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, ChatMessage, ScoreItemIn
 from service.errors import FieldIssue, InvalidInput
 
 _USER_ID = re.compile(USER_ID_PATTERN)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
+# How far a caller's clock may be ahead of this server's.
+MAX_AHEAD: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,7 @@ class Limits:
     max_pairs: int
     max_completions: int
     max_text_bytes: int
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
 
     def check_adapt(self, user_id: str, request: AdaptRequest, idempotency_key: str | None) -> None:
         """Refuse an adapt request that is out of bounds.
@@ -28,18 +34,41 @@ class Limits:
         Raises:
             InvalidInput: With every issue.
         """
-        issues = list(_user_id_issues(user_id, "user_id"))
-        if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-            issues.append(FieldIssue("Idempotency-Key", "must be 1 to 255 printable ASCII characters without spaces"))
-        if len(request.pairs) > self.max_pairs:
-            issues.append(
-                FieldIssue("pairs", f"has {len(request.pairs)}, at most {self.max_pairs}; send several calls")
-            )
-        for i, pair in enumerate(request.pairs[: self.max_pairs]):
-            issues += self._prompt_issues(pair.prompt, f"pairs[{i}].prompt")
-            issues += self._text_issues(pair.chosen, f"pairs[{i}].chosen")
-            issues += self._text_issues(pair.rejected, f"pairs[{i}].rejected")
+        issues = list(_change_issues(user_id, idempotency_key))
+        if not (request.pairs or request.ratings or request.rankings):
+            issues.append(FieldIssue("pairs", "says nothing of the user; give pairs, ratings or rankings"))
+        too_many = self._too_many_texts(request)
+        if too_many is not None:
+            _raise_any([*issues, too_many])
+        latest = self.clock() + MAX_AHEAD
+        for at, item in _items(request):
+            issues += self._prompt_issues(item.prompt, f"{at}.prompt")
+            for part, text in _texts(item):
+                issues += self._text_issues(text, f"{at}.{part}")
+            if item.event_time is not None and item.event_time > latest:
+                issues.append(
+                    FieldIssue(f"{at}.event_time", "is in the future; give the time at which the user said it")
+                )
         _raise_any(issues)
+
+    def _too_many_texts(self, request: AdaptRequest) -> FieldIssue | None:
+        """Names the kind with which the limit is passed; pairs alone are counted as pairs."""
+        if len(request.pairs) > self.max_pairs:
+            return FieldIssue("pairs", f"has {len(request.pairs)}, at most {self.max_pairs}; send several calls")
+        texts = 2 * len(request.pairs)
+        most = 2 * self.max_pairs
+        for kind, of_kind in (
+            ("ratings", len(request.ratings)),
+            ("rankings", sum(len(ranking.completions) for ranking in request.rankings)),
+        ):
+            texts += of_kind
+            if texts > most:
+                return FieldIssue(
+                    kind,
+                    f"brings the texts of this request to {texts}, at most {most} (a pair has two, a rating one, a "
+                    "ranking one for each completion); send several calls",
+                )
+        return None
 
     def check_score(self, items: list[tuple[str, ScoreItemIn]], *, pairwise: bool = False) -> None:
         """Refuse a score request that is out of bounds; `items` come with their field prefixes.
@@ -86,6 +115,15 @@ class Limits:
             yield FieldIssue(field, f"has {len(text.encode())} bytes, at most {self.max_text_bytes}; shorten it")
 
 
+def check_change(user_id: str, idempotency_key: str | None) -> None:
+    """Refuse what no change of a user can be asked with.
+
+    Raises:
+        InvalidInput: With every issue.
+    """
+    _raise_any(list(_change_issues(user_id, idempotency_key)))
+
+
 def check_user_id(user_id: str) -> None:
     """Refuse an id that no user can have.
 
@@ -93,6 +131,30 @@ def check_user_id(user_id: str) -> None:
         InvalidInput: The rule, on the field `user_id`.
     """
     _raise_any(list(_user_id_issues(user_id, "user_id")))
+
+
+def _change_issues(user_id: str, idempotency_key: str | None) -> Iterator[FieldIssue]:
+    yield from _user_id_issues(user_id, "user_id")
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        yield FieldIssue("Idempotency-Key", "must be 1 to 255 printable ASCII characters without spaces")
+
+
+def _items(request: AdaptRequest) -> Iterator[tuple[str, PairIn | RatingIn | RankingIn]]:
+    for kind in ("pairs", "ratings", "rankings"):
+        for i, item in enumerate(getattr(request, kind)):
+            yield f"{kind}[{i}]", item
+
+
+def _texts(item: PairIn | RatingIn | RankingIn) -> Iterator[tuple[str, str]]:
+    match item:
+        case PairIn():
+            yield "chosen", item.chosen
+            yield "rejected", item.rejected
+        case RatingIn():
+            yield "completion", item.completion
+        case RankingIn():
+            for i, completion in enumerate(item.completions):
+                yield f"completions[{i}]", completion
 
 
 def _user_id_issues(user_id: str, field: str) -> Iterator[FieldIssue]:

@@ -196,10 +196,31 @@ class Metrics(_Family):
             "Adaptations answered; replayed: a repeated Idempotency-Key.",
             {"result": ("stored", "replayed")},
         )
+        self.user_changes = self._counter(
+            "user_changes",
+            "Changes of what users said, by cause: adapt, replace, feedback, delete, rollback, reset, forget.",
+            {"cause": None},
+        )
         self.adapt_loss_delta = self._histogram(
             "adapt_loss_delta",
             "How far an adaptation lowered the loss of a user's own pairs, in nats a pair (it may rise: no `_sum`).",
             buckets=LOSS_BUCKETS,
+        )
+        self.feedback_events = self._counter(
+            "feedback_events",
+            "Events of users that were stored, by what they did.",
+            {"source": ("chosen", "regenerated", "copied", "edited", "dwell", "thumbs")},
+        )
+        self.suggestions = self._counter("suggestions", "Questions that /suggest would ask users.")
+        # Checkpoints
+        self.carried_users = self._counter(
+            "users_carried",
+            "Users of another checkpoint that were solved for under one that scores: exact, all they said was measured "
+            "with its heads; linear, some through a map or left out; retained, measured anew; start, none of it reaches.",
+            {"how": ("exact", "linear", "retained", "start")},
+        )
+        self.left_out = self._counter(
+            "evidence_left_out", "Statements of carried users that no heads and no map reached."
         )
         # Caches
         self.base_reward_cache = self._counter(

@@ -14,7 +14,7 @@ from service.operations.base_rewards import BaseRewardReader
 from service.operations.engine import Engine
 from service.operations.texts import Text
 from service.operations.user_states import UserStates
-from service.store.records import StoredUser
+from service.store.records import HeadsView, StoredUser
 from service.store.shared import SharedUsers
 
 
@@ -35,6 +35,11 @@ class ServedCheckpoint:
     users: UserStates
     engine: Engine
     hidden_columns: slice | None = None
+
+    @property
+    def view(self) -> HeadsView:
+        """From where a solve looks at stored evidence."""
+        return self.users.view
 
     @property
     def checkpoint_id(self) -> str:

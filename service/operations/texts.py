@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from service.backbone.protocol import Message
 
-__all__ = ["Message", "Text", "TextKeys", "pair_content_key", "token_key"]
+__all__ = [
+    "GroupKeys",
+    "Message",
+    "Text",
+    "TextKeys",
+    "pair_content_key",
+    "ranking_content_key",
+    "rating_content_key",
+    "tie_content_key",
+    "token_key",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +54,7 @@ class TextKeys:
         for message in messages:
             parts.append(message["role"].encode())
             parts.append(message["content"].encode())
-        framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-        return hmac.digest(self._secret, framed, "sha256")
+        return hmac.digest(self._secret, _framed(parts), "sha256")
 
     def scope(self, scope: str) -> bytes:
         """What an engine is told of a scope (16 bytes, nothing for the one that all share): it learns no names."""
@@ -71,3 +80,47 @@ def pair_content_key(chosen_key: bytes, rejected_key: bytes, strength: float | N
     weight = 1.0 if strength is None else float(strength)
     said = "one" if strength == 1.0 else weight.hex()
     return hashlib.sha256(chosen_key + rejected_key + said.encode()).digest()
+
+
+def tie_content_key(keys: Sequence[bytes]) -> bytes:
+    """Digest of a tie of two texts (32 bytes), the same in either order."""
+    return _digest(b"tie", *sorted(keys))
+
+
+def rating_content_key(key: bytes, rating: float, group: bytes) -> bytes:
+    """Digest of one rating (32 bytes): another group or another number is another rating."""
+    # Adding zero makes one number of both zeros.
+    return _digest(b"rating", key, (rating + 0.0).hex().encode(), group)
+
+
+def ranking_content_key(keys: Sequence[bytes], ranks: Sequence[int]) -> bytes:
+    """Digest of a ranking (32 bytes); `keys` and `ranks` in the order of `ranks`, tied ones in that of their keys."""
+    return _digest(b"ranking", *(key + rank.to_bytes(4, "little") for key, rank in zip(keys, ranks, strict=True)))
+
+
+class GroupKeys:
+    """What stands for a group of ratings: a keyed digest (32 bytes) of its prompt or of the caller's name for it.
+
+    No template is part of it: the prompt is the same one whatever backbone reads it.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def prompt(self, messages: Sequence[Message]) -> bytes:
+        """The group of ratings of one prompt's completions."""
+        parts = [part.encode() for message in messages for part in (message["role"], message["content"])]
+        return hmac.digest(self._secret, _framed([b"ratings of a prompt", *parts]), "sha256")
+
+    def named(self, name: str) -> bytes:
+        """The group that the caller calls `name`."""
+        return hmac.digest(self._secret, _framed([b"ratings of a group", name.encode()]), "sha256")
+
+
+def _digest(domain: bytes, *parts: bytes) -> bytes:
+    return hashlib.sha256(_framed([domain, *parts])).digest()
+
+
+def _framed(parts: Sequence[bytes]) -> bytes:
+    """Every part behind its length, so that no two different sequences give the same bytes."""
+    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)

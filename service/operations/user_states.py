@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from service.checkpoints import Checkpoint
-from service.errors import Conflict, Unavailable
-from service.mrm import Support, UserState, solve
+from service.errors import Conflict, MetarewardError, Unavailable
+from service.mrm import UserState
 from service.observability.metrics import Metrics
-from service.operations.evidence import support_of
+from service.operations.carry import CarriedUser, Retained, carry_user
+from service.operations.solving import Solver
 from service.store.caches import UserCache
-from service.store.records import StoredUser
+from service.store.records import HeadsView, StoredUser
 from service.store.shared import SharedTombstone, SharedUser, SharedUsers
 from service.store.users import UserRepository
 
+logger = logging.getLogger(__name__)
+
 Standing = Literal["adapted", "cold_start", "stale"]
+
+# Users whose retained texts are measured at a time, how long one who asks waits for that, and when what failed is tried
+# again: a user's thousand texts take a small device longer than anybody waits for an answer.
+_MEASURED_AT_ONCE: Final = 4
+_MEASURING_PATIENCE_S: Final = 2.0
+_MEASURE_AGAIN_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +41,23 @@ class ResolvedUser:
         standing: `adapted`; `cold_start` where the user is unknown and the start serves; `stale` where the database
             does not answer and a remembered state serves.
         version: The user's version, 0 for a cold start.
+        carried: How the weights came to this checkpoint, where they were not solved for it by a change; None where
+            they were.
     """
 
     state: UserState
     standing: Standing
     version: int
+    carried: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What the database said, and whether it is the row itself and not solved anew for this checkpoint."""
+    """What the database said; `carried` where it was solved anew for this checkpoint, `is_row` where it is the row."""
 
     user: StoredUser | None
     is_row: bool
+    carried: CarriedUser | None = None
 
 
 @dataclass(slots=True)
@@ -73,17 +87,22 @@ class UserStates:
         executor: Executor,
         cache: UserCache,
         checkpoint: Checkpoint,
+        view: HeadsView,
+        solver: Solver,
         stale_limit_s: float,
         metrics: Metrics,
         shared: SharedUsers | None = None,
         revalidate_s: float = 1.0,
         pause_s: float = 1.0,
+        retained: Retained | None = None,
     ) -> None:
         self._repository = repository
         self._executor = executor
         self._cache = cache
         self._shared = shared
         self._checkpoint = checkpoint
+        self._view = view
+        self._solver = solver
         self._stale_limit_s = stale_limit_s
         self._revalidate_s = revalidate_s
         self._pause_s = pause_s
@@ -91,8 +110,16 @@ class UserStates:
         self._outage: tuple[float, Unavailable] | None = None
         self._retrying = False
         self._metrics = metrics
-        self._start = solve(Support.empty(checkpoint.heads), checkpoint.start)
+        self._start = solver([], checkpoint).state
         self._reads: dict[tuple[str, str], _Read] = {}
+        self._retained = retained
+        self._measuring: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._measure_turns = asyncio.Semaphore(_MEASURED_AT_ONCE)
+
+    @property
+    def view(self) -> HeadsView:
+        """From where a solve looks at stored evidence: this checkpoint's heads."""
+        return self._view
 
     @property
     def start(self) -> UserState:
@@ -137,6 +164,8 @@ class UserStates:
         """
         if user.checkpoint_id == self._checkpoint.checkpoint_id:
             self._cache.publish(user, time.monotonic())
+        else:
+            self._cache.outdate(user)
 
     def forget(self, tenant_id: str, user_id: str) -> None:
         """Remember that a user was just erased."""
@@ -181,7 +210,11 @@ class UserStates:
         read.waiters += 1
         try:
             # Shielded: a caller that leaves must not take the answer from the others.
-            return (await asyncio.shield(read.loaded)).user, read.began
+            loaded = await asyncio.shield(read.loaded)
+            user = loaded.user
+            if self._retained is not None and loaded.carried is not None and loaded.carried.left_out:
+                user = await self._measured(self._retained, loaded.carried)
+            return user, read.began
         finally:
             read.waiters -= 1
             # The last one that leaves takes along what waits for a thread: requests that come and go are not bounded.
@@ -192,7 +225,8 @@ class UserStates:
         key = (tenant_id, user_id)
         retries = self._retrying = self._outage is not None
         began = time.monotonic()
-        work = self._executor.submit(self._load, tenant_id, user_id)
+        known = self._cache.get(key)
+        work = self._executor.submit(self._load, tenant_id, user_id, None if known is None else known.user)
         read = self._reads[key] = _Read(began, work, asyncio.wrap_future(work))
 
         def remember(done: asyncio.Future[_Loaded]) -> None:
@@ -205,6 +239,9 @@ class UserStates:
             if loaded.user is None:
                 self._cache.publish_absent(tenant_id, user_id, read.began)
                 return
+            if loaded.carried is not None:
+                self._metrics.carried_users.labels(loaded.user.carried).inc()
+                self._metrics.left_out.inc(loaded.carried.left_out)
             self._cache.publish(loaded.user, read.began)
             if self._shared is not None and loaded.is_row:
                 self._shared.publish_read(loaded.user)
@@ -221,40 +258,73 @@ class UserStates:
         if outage is not None and time.monotonic() - outage[0] < within_s:
             raise Unavailable(outage[1].message, outage[1].retry_after_s)
 
-    def _load(self, tenant_id: str, user_id: str) -> _Loaded:
+    async def _measured(self, retained: Retained, carried: CarriedUser) -> StoredUser:
+        """The user once what was left out is measured, or as carried where that takes long; it goes on then."""
+        key = (carried.user.tenant_id, carried.user.user_id)
+        task = self._measuring.get(key)
+        if task is None:
+            task = self._measuring[key] = asyncio.create_task(self._measure(retained, carried))
+            task.add_done_callback(lambda _: self._measuring.pop(key, None))
+        await asyncio.wait([task], timeout=_MEASURING_PATIENCE_S)
+        known = self._cache.get(key)
+        if known is not None and known.user is not None and _order(known.user) == _order(carried.user):
+            return known.user
+        return carried.user
+
+    async def _measure(self, retained: Retained, carried: CarriedUser) -> None:
+        try:
+            async with self._measure_turns:
+                if not await retained.measure(carried):
+                    return
+                began = time.monotonic()
+                solved = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, lambda: self._carry(carried.user, measured=True)
+                )
+        except MetarewardError as error:
+            logger.info("what is retained of a user could not be measured now: %s", error)
+            # As carried the user is remembered; forgotten, it is tried again.
+            asyncio.get_running_loop().call_later(
+                _MEASURE_AGAIN_S,
+                self._cache.drop_erased,
+                carried.user.tenant_id,
+                carried.user.user_id,
+                carried.user.incarnation,
+            )
+            return
+        self._metrics.carried_users.labels(solved.user.carried).inc()
+        self._cache.publish(solved.user, began)
+
+    def _carry(self, row: StoredUser, *, measured: bool = False) -> CarriedUser:
+        return carry_user(
+            row, self._checkpoint, repository=self._repository, view=self._view, solver=self._solver, measured=measured
+        )
+
+    def _load(self, tenant_id: str, user_id: str, known: StoredUser | None) -> _Loaded:
         # Reads that queued for a thread while others failed would each wait as long again.
         self._refuse_in_outage(self._pause_s)
         try:
-            loaded = self._load_from_database(tenant_id, user_id)
+            loaded = self._load_from_database(tenant_id, user_id, known)
         except Unavailable as error:
             self._outage = (time.monotonic(), error)
             raise
         self._outage = None
         return loaded
 
-    def _load_from_database(self, tenant_id: str, user_id: str) -> _Loaded:
-        user = self._repository.get(tenant_id, user_id)
-        if user is None or user.checkpoint_id == self._checkpoint.checkpoint_id:
-            return _Loaded(user, is_row=True)
-        # Adapted under another checkpoint. Pairs under the same heads are evidence for this one's start as well;
-        # under other heads there are none, and the start it is.
-        pairs = self._repository.pairs(tenant_id, user_id, self._checkpoint.heads_id)
-        state = solve(support_of(pairs, self._checkpoint.heads), self._checkpoint.start)
-        solved = replace(
-            user,
-            checkpoint_id=self._checkpoint.checkpoint_id,
-            heads_id=self._checkpoint.heads_id,
-            weights_K=state.weights_K,
-            factor=state.factor,
-            pairs=len(pairs),
-        )
-        return _Loaded(solved, is_row=False)
+    def _load_from_database(self, tenant_id: str, user_id: str, known: StoredUser | None) -> _Loaded:
+        row = self._repository.get(tenant_id, user_id)
+        if row is None or row.checkpoint_id == self._checkpoint.checkpoint_id:
+            return _Loaded(row, is_row=True)
+        # What a user said decides, and the version says whether that changed: nobody is solved for twice.
+        if known is not None and _order(known) == _order(row):
+            return _Loaded(known, is_row=False)
+        carried = self._carry(row)
+        return _Loaded(carried.user, is_row=False, carried=carried)
 
     def _resolved(self, user: StoredUser | None, *, stale: bool = False) -> ResolvedUser:
         if user is None:
             return ResolvedUser(self._start, "cold_start", 0)
         standing: Standing = "stale" if stale else "adapted" if user.pairs else "cold_start"
-        return ResolvedUser(UserState(user.weights_K, user.factor), standing, user.version)
+        return ResolvedUser(UserState(user.weights_K, user.factor), standing, user.version, user.carried)
 
 
 def _version(user: StoredUser | None) -> int:

@@ -17,13 +17,15 @@ from service.errors import MetarewardError
 from service.observability.metrics import Metrics
 from service.operations.access import Access
 from service.operations.adapt import Adapt
+from service.operations.changes import UserChanges
 from service.operations.lifecycle import Lifecycle
 from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
 from service.operations.self_check import SelfChecks
 from service.operations.serving import Serving
-from service.operations.texts import Text
+from service.operations.solving import Solver
+from service.operations.texts import GroupKeys, Text
 from service.operations.turns import Turns
 from service.operations.users import Users
 from service.runtime.access import open_access, require_a_key
@@ -55,6 +57,7 @@ class Runtime:
 
     access: Access
     adapt: Adapt
+    changes: UserChanges
     score: Score
     users: Users
     serving: Serving
@@ -147,6 +150,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         settings.idempotency_ttl_s,
         history_versions=settings.history_versions,
     )
+    solver = Solver(settings.half_life)
     limits = TenantLimits(metrics=metrics, shared=None if redis is None else redis.counters)
     serving = open_serving(
         settings,
@@ -158,8 +162,12 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         repository=repository,
         executor=executor,
         metrics=metrics,
+        solver=solver,
     )
     turns = Turns()
+    changes = UserChanges(
+        serving=serving, repository=repository, executor=executor, metrics=metrics, turns=turns, solver=solver
+    )
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
 
     async def check() -> list[Verdict]:
@@ -178,13 +186,8 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     metrics.build.labels(__version__, first.checkpoint_id, first.heads_id).set(1)
     return Runtime(
         access=open_access(settings, database, limits, metrics),
-        adapt=Adapt(
-            serving=serving,
-            repository=repository,
-            executor=executor,
-            metrics=metrics,
-            turns=turns,
-        ),
+        adapt=Adapt(serving=serving, changes=changes, groups=GroupKeys(secret), retention=settings.retention),
+        changes=changes,
         score=Score(serving=serving, metrics=metrics),
         users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
         serving=serving,

@@ -12,11 +12,13 @@ from service.operations.base_rewards import BaseRewardReader, Flights
 from service.operations.quotas import TenantLimits
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.single_flight import SingleFlight
+from service.operations.solving import Solver
 from service.operations.texts import TextKeys
 from service.operations.user_states import UserStates
 from service.runtime.engine_parts import EngineParts
 from service.settings import Settings
 from service.store.caches import BaseRewardCache, UserCache
+from service.store.records import HeadsView
 from service.store.users import UserRepository
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def open_serving(
     repository: UserRepository,
     executor: Executor,
     metrics: Metrics,
+    solver: Solver,
 ) -> Serving:
     """What serves `checkpoints`, each by the engine at its place; the first is active.
 
@@ -63,6 +66,8 @@ def open_serving(
             executor=executor,
             cache=UserCache(settings.user_cache_entries),
             checkpoint=checkpoint,
+            view=HeadsView(checkpoint.checkpoint_id, checkpoint.heads_id, checkpoint.heads, {}),
+            solver=solver,
             stale_limit_s=settings.stale_limit_s,
             metrics=metrics,
             shared=None if redis is None else redis.users,

@@ -30,7 +30,7 @@ from service.store.records import (
     StoredVersion,
     UserExport,
 )
-from service.store.support import support_set
+from service.store.support import SupportSet, support_set
 from service.store.tables import UserRow
 
 Mode = Literal["append", "replace"]
@@ -81,11 +81,15 @@ class UserRepository:
 
     def support(self, tenant_id: str, user_id: str, view: HeadsView) -> builtins.list[StoredEvidence]:
         """The support set that a change under `view` would solve on now; empty for an unknown user."""
+        return self.support_set(tenant_id, user_id, view).evidence
+
+    def support_set(self, tenant_id: str, user_id: str, view: HeadsView) -> SupportSet:
+        """`support`, and how much counts beyond it."""
         with self._database.snapshot() as connection:
             row = connection.execute(BY_NAME, {"tenant_id": tenant_id, "user_id": user_id}).one_or_none()
             if row is None:
-                return []
-            return support_set(connection, row.incarnation, view, self._policy.support_limit).evidence
+                return SupportSet([], 0, 0)
+            return support_set(connection, row.incarnation, view, self._policy.support_limit)
 
     def evidence(
         self, tenant_id: str, user_id: str, after: str | None, limit: int

@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from operating import Operations, ToyEngine, user_says
+from operating import Operations, ToyEngine, told, user_says
 from servers import PostgresServer, free_port
 
 from service.errors import ConfigurationError, Unavailable
-from service.operations.adapt import PreferencePair
 from service.operations.authenticator import Authenticator
 from service.operations.keys import Keys
 from service.operations.lifecycle import Lifecycle
 from service.operations.readiness import ReadinessCheck
+from service.operations.said import PreferencePair
 from service.operations.score import ScoreItem
 from service.runtime.database import open_users_database
 from service.settings import Settings
@@ -41,7 +41,7 @@ def test_a_hung_database_costs_known_users_one_failed_read(own_postgres: Postgre
 
     async def path() -> None:
         for user in USERS:
-            await operations.adapt("t", user, PAIRS, mode="append", truncate=False)
+            await operations.adapt("t", user, told(PAIRS), mode="append", truncate=False)
         assert (await readiness()).degraded == []
         own_postgres.pause()
 
@@ -95,9 +95,9 @@ def test_questions_that_hang_share_one_thread_and_end(sqlite_url: str, monkeypat
 
     async def path() -> None:
         started = time.monotonic()
-        for told in await asyncio.gather(*(readiness() for _ in range(20))):
-            assert told.ready
-            assert told.degraded == ["database: no answer within 0.1 s"]
+        for found in await asyncio.gather(*(readiness() for _ in range(20))):
+            assert found.ready
+            assert found.degraded == ["database: no answer within 0.1 s"]
         assert (await readiness()).degraded
         assert time.monotonic() - started < 1.0
         assert len(pings) == 1

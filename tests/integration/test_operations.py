@@ -10,13 +10,13 @@ import threading
 
 import numpy as np
 import pytest
-from operating import Operations, toy_base_rewards, toy_checkpoint, user_says
+from operating import Operations, told, toy_base_rewards, toy_checkpoint, user_says
 from servers import PostgresServer
 
 from service.errors import Conflict, InvalidInput, NotFound, Overloaded, Unavailable
 from service.mrm import SoftmaxStart, Support, solve
 from service.mrm.state import unpack_factor
-from service.operations.adapt import PreferencePair
+from service.operations.said import PreferencePair
 from service.operations.score import ScoreItem
 from service.operations.texts import Text, TextKeys, pair_content_key
 from service.store import Database, open_database
@@ -35,7 +35,7 @@ def score(operations: Operations, user_id: str = "ada", tenant: str = "t", min_v
 
 
 def adapt(operations: Operations, user_id: str = "ada", pairs=PAIRS, tenant: str = "t", **options):
-    return operations.adapt(tenant, user_id, pairs, mode="append", truncate=False, **options)
+    return operations.adapt(tenant, user_id, told(pairs), mode="append", truncate=False, **options)
 
 
 def test_adapting_solves_on_base_reward_differences_and_changes_the_score(database: Database) -> None:

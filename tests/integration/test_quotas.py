@@ -8,13 +8,13 @@ import pickle
 from concurrent.futures import Future
 
 import pytest
-from operating import Operations, ToyEngine, user_says
+from operating import Operations, ToyEngine, told, user_says
 from redis_server import RedisServer
 
 from service.errors import Overloaded, QuotaExceeded, Unavailable
 from service.observability.metrics import Metrics
-from service.operations.adapt import PreferencePair
 from service.operations.quotas import TenantLimits, TokenBucket
+from service.operations.said import PreferencePair
 from service.operations.score import ScoreItem
 from service.store import Database
 from service.store.records import Quotas
@@ -212,9 +212,9 @@ def test_one_user_too_many_is_refused_and_counted(database: Database) -> None:
     pairs = [PreferencePair(user_says("p"), "good", "bad", 1.0, None)]
 
     async def path() -> None:
-        await operations.adapt("t", "ada", pairs, mode="append", truncate=False)
+        await operations.adapt("t", "ada", told(pairs), mode="append", truncate=False)
         with pytest.raises(QuotaExceeded) as refusal:
-            await operations.adapt("t", "bob", pairs, mode="append", truncate=False)
+            await operations.adapt("t", "bob", told(pairs), mode="append", truncate=False)
         assert refusal.value.quota == "users"
 
     asyncio.run(path())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service.api.auth import RoleRoute, caller_of, needs
+from service.api.changed import IdempotencyKey, adapted_response
 from service.api.deps import UserIdPath, limits_of, runtime_of
 from service.api.errors import documented
 from service.api.evidence_schemas import AdaptRequest, AdaptResponse
-from service.api.json_route import json_response
 from service.api.messages import to_messages
-from service.operations.adapt import PreferencePair
+from service.operations.said import PreferencePair, Ranking, Rating, Statement
 
 router = APIRouter(tags=["users"], route_class=RoleRoute)
 
@@ -22,50 +20,39 @@ router = APIRouter(tags=["users"], route_class=RoleRoute)
     response_model=AdaptResponse,
     responses=documented(413, 415, 421, 422, 500, 503),
     openapi_extra=needs("adapt"),
-    summary="Adapt a user to preference pairs",
+    summary="Adapt a user to what they said",
 )
 async def adapt(
-    request: Request,
-    user_id: UserIdPath,
-    body: AdaptRequest,
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="Any string of yours, new for each call: a repeated call gets the first one's answer."),
-    ] = None,
+    request: Request, user_id: UserIdPath, body: AdaptRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Store a user's choices and adapt their weights to all of them, at once.
+    """Store a user's choices, ratings and rankings, and adapt their weights to all of them, at once.
 
-    Everything is stored or nothing. The answer is durable: what it says survives the death of this server. Pairs are
-    a set: their order does not matter, and the same pair sent again changes nothing.
+    Everything is stored or nothing. The answer is durable: what it says survives the death of this server. What a
+    user said is a set: its order does not matter, and the same sent again changes nothing.
     """
-    runtime = runtime_of(request)
     limits_of(request).check_adapt(user_id, body, idempotency_key)
-    pairs = [
-        PreferencePair(to_messages(pair.prompt), pair.chosen, pair.rejected, pair.strength, pair.id)
-        for pair in body.pairs
-    ]
-    adapted = await runtime.adapt(
+    changed = await runtime_of(request).adapt(
         caller_of(request).tenant_id,
         user_id,
-        pairs,
+        _said(body),
         mode=body.mode,
         truncate=body.truncate,
         idempotency_key=idempotency_key,
         body=await request.body(),
     )
-    outcome, report = adapted.outcome, adapted.outcome.report
-    return json_response(
-        {
-            "user_id": outcome.user_id,
-            "version": outcome.version,
-            "checkpoint_id": outcome.checkpoint_id,
-            "weights": outcome.weights,
-            "pairs_received": outcome.pairs_received,
-            "pairs_stored": outcome.pairs_stored,
-            "pairs_total": outcome.pairs_total,
-            "support_before": {name: report[f"support_{name}_before"] for name in ("loss", "accuracy")},
-            "support_after": {name: report[f"support_{name}_after"] for name in ("loss", "accuracy")},
-            "replayed": outcome.replayed,
-            "timings_ms": adapted.timings_ms,
-        }
-    )
+    return adapted_response(changed)
+
+
+def _said(body: AdaptRequest) -> list[tuple[str, Statement]]:
+    """Statements, each behind its path in the request."""
+    pairs = [
+        PreferencePair(to_messages(p.prompt), p.chosen, p.rejected, p.strength, p.id, p.tie, p.event_time)
+        for p in body.pairs
+    ]
+    ratings = [Rating(to_messages(r.prompt), r.completion, r.rating, r.group, r.id, r.event_time) for r in body.ratings]
+    rankings = [Ranking(to_messages(r.prompt), r.completions, r.ranks, r.id, r.event_time) for r in body.rankings]
+    return [
+        *((f"pairs[{i}]", pair) for i, pair in enumerate(pairs)),
+        *((f"ratings[{i}]", rating) for i, rating in enumerate(ratings)),
+        *((f"rankings[{i}]", ranking) for i, ranking in enumerate(rankings)),
+    ]

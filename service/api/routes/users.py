@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -11,8 +11,8 @@ from service.api.deps import UserIdPath, runtime_of
 from service.api.errors import documented
 from service.api.json_route import json_response
 from service.api.limits import check_user_id
+from service.api.told import user_out
 from service.api.user_schemas import UserOut, UserPage
-from service.operations.users import StoredUser
 
 router = APIRouter(tags=["users"], route_class=RoleRoute)
 
@@ -33,7 +33,7 @@ async def list_users(
     if after is not None:
         check_user_id(after)
     users, following = await runtime_of(request).users.page(caller_of(request).tenant_id, after, limit)
-    return json_response({"users": [_user(user) for user in users], "next": following})
+    return json_response({"users": [user_out(user) for user in users], "next": following})
 
 
 @router.get(
@@ -46,7 +46,7 @@ async def list_users(
 async def get_user(request: Request, user_id: UserIdPath) -> Response:
     """Version, weights and number of pairs of one user."""
     check_user_id(user_id)
-    return json_response(_user(await runtime_of(request).users.get(caller_of(request).tenant_id, user_id)))
+    return json_response(user_out(await runtime_of(request).users.get(caller_of(request).tenant_id, user_id)))
 
 
 @router.delete(
@@ -58,19 +58,10 @@ async def get_user(request: Request, user_id: UserIdPath) -> Response:
     summary="Forget a user",
 )
 async def delete_user(request: Request, user_id: UserIdPath) -> Response:
-    """Erase a user: weights, pairs and kept answers. Scored texts are cached without a user and expire."""
+    """Erase a user: all that they said, what is kept of it, every version and kept answer.
+
+    Scored texts are cached without a user and expire.
+    """
     check_user_id(user_id)
     await runtime_of(request).users.erase(caller_of(request).tenant_id, user_id)
     return Response(status_code=204)
-
-
-def _user(user: StoredUser) -> dict[str, Any]:
-    return {
-        "user_id": user.user_id,
-        "version": user.version,
-        "checkpoint_id": user.checkpoint_id,
-        "weights": user.weights_K.tolist(),
-        "pairs": user.pairs,
-        "created_at": user.created_at,
-        "updated_at": user.updated_at,
-    }
