@@ -93,7 +93,7 @@ def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatA
     mean_C, variance_C = diffs_CK @ state.weights_K, np.einsum("ck,ck->c", spread_CK, spread_CK)
     gain_C, fisher_C = information(mean_C, np.sqrt(variance_C))
     if asked_PK is not None:
-        gain_C[_among(diffs_CK, asked_PK)] = 0.0
+        gain_C[among(diffs_CK, asked_PK)] = 0.0
     # the posterior in coordinates in which it is the unit ball at first
     covariance_KK = np.eye(heads)
     chosen: list[Suggestion] = []
@@ -101,7 +101,7 @@ def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatA
         chosen.append(Suggestion(best, float(gain_C[best]), float(expit(mean_C[best]))))
         if len(chosen) == count:
             break
-        gain_C[_among(diffs_CK, diffs_CK[best : best + 1])] = 0.0
+        gain_C[among(diffs_CK, diffs_CK[best : best + 1])] = 0.0
         moved_K = covariance_KK @ spread_CK[best]
         share = fisher_C[best] / (1.0 + fisher_C[best] * float(moved_K @ spread_CK[best]))
         covariance_KK = covariance_KK - share * np.outer(moved_K, moved_K)
@@ -173,7 +173,7 @@ def _refresh(gain_C: FloatArray, fisher_C: FloatArray, mean_C: FloatArray, varia
         best = max(best, float(gain_C[chunk].max()))
 
 
-def _among(diffs_CK: FloatArray, others_PK: FloatArray) -> npt.NDArray[np.bool_]:
+def among(diffs_CK: FloatArray, others_PK: FloatArray) -> npt.NDArray[np.bool_]:
     """Which comparisons are also among others, either way round, by the tolerance of repeated answers, [C].
 
     Along a fixed direction the same comparisons have the same place; those that share one are looked at whole.

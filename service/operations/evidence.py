@@ -9,6 +9,7 @@ import numpy as np
 from service.mrm import Support
 from service.mrm.state import FloatArray, IntArray
 from service.mrm.statements import half_life_weights, ranking_stages, rating_groups
+from service.mrm.suggest import among
 from service.store.records import StoredEvidence, StoredPair
 
 
@@ -16,7 +17,7 @@ def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_l
     """The support of stored statements: rows of pairs and rankings in the order given, then ratings in theirs.
 
     A function of the set, up to the order of its rows: of ratings those of one group are compared, those alone in
-    theirs with each other (`rating_groups`).
+    theirs with each other (`rating_groups`). Without what `outright_first` leaves out.
 
     Args:
         stored: Statements under the same heads.
@@ -24,7 +25,7 @@ def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_l
         half_life_s: The age in seconds, relative to the newest statement, at which one counts half; None: all count
             alike.
     """
-    said = [_evidence(each) for each in stored]
+    said = outright_first([_evidence(each) for each in stored])
     choices, ratings = _parted(said)
     diffs_PK, stages_P, lengths = _rows(choices, heads)
     ages_P, ages_R = ages_of(said)
@@ -45,6 +46,7 @@ def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_l
 
 def ages_of(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
     """Seconds before the newest statement, of the rows [P] and of the ratings [R] that `support_of` makes."""
+    stored = outright_first(stored)
     choices, ratings = _parted(stored)
     newest = max((each.event_time for each in stored), default=None)
     ages_C, ages_R = (
@@ -52,6 +54,27 @@ def ages_of(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
         for part in (choices, ratings)
     )
     return np.repeat(ages_C, [1 if each.ranks is None else _compared(each.ranks) for each in choices]), ages_R
+
+
+def outright_first(stored: Sequence[StoredEvidence]) -> Sequence[StoredEvidence]:
+    """`stored` without the events that compare nothing but what the user has compared outright.
+
+    What somebody said of two texts is not outvoted by any number of their clicks on these.
+    """
+    events = [each for each in stored if each.source is not None and each.kind != "rating"]
+    if not events or len(events) == len(stored):
+        return stored
+    heads = events[0].base_rewards.shape[-1]
+    outright_PK, _, _ = _rows([each for each in stored if each.source is None and each.kind != "rating"], heads)
+    if not len(outright_PK):
+        return stored
+    rows_JK, _, lengths = _rows(events, heads)
+    known_J = among(rows_JK, outright_PK)
+    ends = np.cumsum(lengths)
+    doubled = {
+        id(each) for each, end, length in zip(events, ends, lengths, strict=True) if known_J[end - length : end].all()
+    }
+    return [each for each in stored if id(each) not in doubled]
 
 
 def _evidence(stored: StoredEvidence | StoredPair) -> StoredEvidence:

@@ -104,3 +104,38 @@ def test_one_kind_alone_is_a_support_of_k_heads(kind: str) -> None:
 def test_nothing_stored_is_no_evidence() -> None:
     assert len(support_of([], HEADS, 10.0)) == 0
     assert support_of([], HEADS).heads == HEADS
+
+
+def test_no_number_of_events_outvotes_what_was_said_outright() -> None:
+    outright = [
+        said(0, "pair", TEXTS[0] - TEXTS[1]),
+        said(1, "pair", TEXTS[2] - TEXTS[3], tilt=-0.5),
+        said(2, "ranking", TEXTS[4:7], ranks=(0, 1, 2)),
+    ]
+    doubles = [
+        *(said(10 + i, "pair", TEXTS[1] - TEXTS[0], weight=0.8, source="copied") for i in range(300)),
+        said(400, "pair", TEXTS[0] - TEXTS[1], weight=0.8, source="chosen"),
+        said(401, "pair", TEXTS[3] - TEXTS[2], weight=0.8, source="edited"),
+        said(402, "ranking", TEXTS[[6, 4, 5]], ranks=(0, 1, 1), weight=0.8, source="chosen"),
+    ]
+    wanted = solve(support_of(outright, HEADS), START)
+    assert solve(support_of([*doubles, *outright], HEADS), START).weights_K.tobytes() == wanted.weights_K.tobytes()
+    assert [len(ages) for ages in ages_of([*doubles, *outright])] == [5, 0]
+    news = [
+        said(500, "pair", TEXTS[0] - TEXTS[2], weight=0.8, source="copied"),
+        said(501, "ranking", TEXTS[[6, 4, 7]], ranks=(0, 1, 1), weight=0.8, source="chosen"),
+    ]
+    assert len(support_of([*news, *outright], HEADS)) == 5 + 1 + 2
+
+
+def test_the_same_event_a_hundred_times_counts_once() -> None:
+    outright = said(0, "pair", TEXTS[0] - TEXTS[1])
+    pairs = [said(1 + i, "pair", TEXTS[2] - TEXTS[3], weight=0.6, source="copied") for i in range(100)]
+    choices = [said(200 + i, "ranking", TEXTS[4:8], ranks=(1, 0, 1, 1), weight=0.8, source="chosen") for i in range(99)]
+    once = solve(support_of([outright, pairs[0], choices[0]], HEADS), START)
+    often = solve(support_of([outright, *pairs, *choices], HEADS), START)
+    np.testing.assert_allclose(often.weights_K, once.weights_K, rtol=1e-9)
+    # a surer event on the same texts sets what they count together
+    surer = said(1000, "pair", TEXTS[2] - TEXTS[3], weight=0.9, source="thumbs")
+    alone = solve(support_of([outright, surer], HEADS), START)
+    np.testing.assert_allclose(solve(support_of([outright, surer, *pairs], HEADS), START).weights_K, alone.weights_K)
