@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from service.datasets.simulated_drift import Drift
+
 if TYPE_CHECKING:
     from service.datasets.simulated import SimulatedPeople
 
@@ -67,6 +69,14 @@ def simulate(
             rich_help_panel=_NOISE,
         ),
     ] = False,
+    drift: Annotated[
+        Drift,
+        typer.Option(
+            help="Tastes of unseen people change over their support pairs, evenly or at a moment; query pairs follow "
+            "the last taste.",
+            rich_help_panel=_PEOPLE,
+        ),
+    ] = Drift.NONE,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file on every machine.")] = 0,
 ) -> None:
     """Simulate people with known tastes of style who choose among answers.
@@ -102,6 +112,7 @@ def simulate(
             decided_spread=decided_spread,
             lapse=lapse,
             graded=graded,
+            drift=drift,
         ),
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from service.datasets.simulated_choices import (
     perceived_difference,
     scale_for_consistency,
 )
+from service.datasets.simulated_drift import Change, draw_changes
 from service.datasets.simulated_phrases_heldout import HELD_OUT
 from service.datasets.simulated_phrases_training import TRAINING
 from service.datasets.simulated_prompts import HELD_OUT_TOPICS, TRAINING_TOPICS, Prompt, write_prompts
@@ -49,6 +50,7 @@ class Person:
         contrarian: Whether the taste is turned round.
         decided: The factor, part of `taste`, that makes the person's choices surer (above 1) or less sure than others'.
         scale: How the person grades.
+        change: What was liked before; `taste` is then the last one, which query pairs follow. None: always the same.
     """
 
     id: str
@@ -57,19 +59,30 @@ class Person:
     contrarian: bool
     decided: float
     scale: RatingScale
+    change: Change | None = None
 
-    def utility(self, completion: str) -> float:
+    def taste_at(self, time: float) -> NDArray[np.float64]:
+        """The taste float64 [14] at a time between 0, the first support pair, and 1, the last one and all queries."""
+        return self.taste if self.change is None else self.change.taste_at(time, self.taste)
+
+    def utility(self, completion: str, time: float = 1.0) -> float:
         """What the person thinks of a completion, in Bradley-Terry log-odds; any text, not only simulated ones."""
-        return float(self.taste @ _features(completion))
+        return float(self.taste_at(time) @ _features(completion))
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
-        return {**asdict(self), "taste": self.taste.tolist()}
+        plain = {name: value for name, value in asdict(self).items() if name != "change"}
+        changed = {} if self.change is None else {"change": self.change.as_json()}
+        return {**plain, "taste": self.taste.tolist(), **changed}
 
 
 @dataclass(frozen=True)
 class SimulatedPair:
-    """One choice. `split` and `part` are those of the jsonl rows; `strength` is None where choices are not graded."""
+    """One choice. `split` and `part` are those of the jsonl rows; `strength` is None where choices are not graded.
+
+    `time` is when the choice was made, from 0 for a person's first support pair to 1 for the last and for all others.
+    Rows do not have it: they are in order.
+    """
 
     user_id: str
     prompt: str
@@ -79,10 +92,11 @@ class SimulatedPair:
     split: str
     part: str
     strength: float | None = None
+    time: float = 1.0
 
     def as_row(self) -> dict[str, Any]:
         """The pair as a row of `metareward embed --format jsonl`."""
-        return {name: value for name, value in self.__dict__.items() if value is not None}
+        return {name: value for name, value in self.__dict__.items() if value is not None and name != "time"}
 
 
 @dataclass(frozen=True)
@@ -132,11 +146,11 @@ class SimulatedPeople:
         """Share of the choices that a taste predicts: each person's own, or `taste` for everybody.
 
         Args:
-            taste: float64 [14]; None for the truth.
+            taste: float64 [14]; None for the truth, as it was when each choice was made.
             part: Only pairs of this part (`train`, `support`, `query`).
         """
         if taste is None:
-            taste_PD = np.array([self.person[pair.user_id].taste for pair in self.pairs])
+            taste_PD = np.array([self.person[pair.user_id].taste_at(pair.time) for pair in self.pairs])
             hit_P = (taste_PD * self.differences).sum(1) > 0
         else:
             hit_P = self.differences @ taste > 0
@@ -177,19 +191,21 @@ class _Asked:
     a: str
     b: str
     part: str
+    time: float
 
 
 def _ask(user: int, prompts: tuple[Prompt, ...], pairs: int, part: str, rng: np.random.Generator) -> Iterator[_Asked]:
     """`pairs` questions: prompts without repetition while there are enough, two different answers each."""
     order = np.concatenate([rng.permutation(len(prompts)) for _ in range(-(-pairs // len(prompts)))])[:pairs]
-    for number in order.tolist():
+    for place, number in enumerate(order.tolist()):
         prompt = prompts[number]
+        time = place / (pairs - 1) if part == "support" and pairs > 1 else 1.0
         first, second = rng.permutation(len(prompt.answers))[:2].tolist()
-        yield _Asked(user, prompt, prompt.answers[first], prompt.answers[second], part)
+        yield _Asked(user, prompt, prompt.answers[first], prompt.answers[second], part, time)
 
 
 def _answer(asked: _Asked, person: Person, behaviour: Behaviour, rng: np.random.Generator) -> SimulatedPair:
-    margin = person.utility(asked.a) - person.utility(asked.b)
+    margin = person.utility(asked.a, asked.time) - person.utility(asked.b, asked.time)
     difference = perceived_difference(margin, behaviour.lapse, rng)
     chosen, rejected = (asked.a, asked.b) if difference > 0 else (asked.b, asked.a)
     return SimulatedPair(
@@ -201,6 +217,7 @@ def _answer(asked: _Asked, person: Person, behaviour: Behaviour, rng: np.random.
         split="seen" if asked.part == "train" else "unseen",
         part=asked.part,
         strength=person.scale.strength(difference) if behaviour.graded else None,
+        time=asked.time,
     )
 
 
@@ -259,19 +276,24 @@ def simulate(seed: int, sizes: Sizes = _SIZES, behaviour: Behaviour = _BEHAVIOUR
         ConfigurationError: The consistency is out of reach.
     """
     # A stream each, so that more people do not change the texts, nor other noise the questions.
-    text_rng, heldout_rng, taste_rng, asking_rng, noise_rng, scale_rng = (
-        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(6)
+    text_rng, heldout_rng, taste_rng, asking_rng, noise_rng, scale_rng, change_rng = (
+        np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(7)
     )
     training = write_prompts(TRAINING_TOPICS, TRAINING, sizes.prompts, sizes.answers, text_rng)
     heldout = write_prompts(HELD_OUT_TOPICS, HELD_OUT, sizes.new_prompts, sizes.answers, heldout_rng)
-    drawn = draw_tastes(
-        sizes.users,
-        taste_rng,
-        kinds=behaviour.kinds,
-        contrarians=behaviour.contrarians,
-        decided_spread=behaviour.decided_spread,
+    drawn, before = (
+        draw_tastes(
+            people,
+            rng,
+            kinds=behaviour.kinds,
+            contrarians=behaviour.contrarians,
+            decided_spread=behaviour.decided_spread,
+        )
+        for people, rng in ((sizes.users, taste_rng), (sizes.unseen, change_rng))
     )
     seen = sizes.users - sizes.unseen
+    # seen people are what everybody is learned from: they stay as they are
+    changes = [None] * seen + draw_changes(behaviour.drift, before.taste_UD, change_rng)
     asked: list[_Asked] = []
     for user in range(sizes.users):
         if user < seen:
@@ -284,7 +306,12 @@ def simulate(seed: int, sizes: Sizes = _SIZES, behaviour: Behaviour = _BEHAVIOUR
         query = tuple(prompt for prompt in heldout if prompt.topic not in support_topics)
         asked += _ask(user, support, sizes.support_pairs, "support", asking_rng)
         asked += _ask(user, query, sizes.query_pairs, "query", asking_rng)
-    margins_P = np.array([drawn.taste_UD[one.user] @ (_features(one.a) - _features(one.b)) for one in asked])
+
+    def taste_of(one: _Asked) -> NDArray[np.float64]:
+        change, taste_D = changes[one.user], drawn.taste_UD[one.user]
+        return taste_D if change is None else change.taste_at(one.time, taste_D)
+
+    margins_P = np.array([taste_of(one) @ (_features(one.a) - _features(one.b)) for one in asked])
     factor = scale_for_consistency(margins_P, behaviour)
     people = tuple(
         Person(
@@ -294,6 +321,7 @@ def simulate(seed: int, sizes: Sizes = _SIZES, behaviour: Behaviour = _BEHAVIOUR
             contrarian=bool(drawn.contrarian_U[user]),
             decided=float(drawn.decided_U[user]),
             scale=scale,
+            change=None if (change := changes[user]) is None else change.scaled(factor),
         )
         for user, scale in enumerate(draw_scales(sizes.users, scale_rng))
     )

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from service.datasets.simulated_drift import Drift
 from service.errors import ConfigurationError
 
 _TYPICAL_Z: Final = 8.0
@@ -33,6 +34,7 @@ class Behaviour:
         decided_spread: How much people differ in how decided they are; 0 makes all alike.
         lapse: Share of answers given at random.
         graded: Whether choices have strengths: differences of ratings, on a scale of each person's own.
+        drift: Whether unseen people's tastes change while they give their support pairs.
     """
 
     kinds: bool = True
@@ -41,6 +43,7 @@ class Behaviour:
     decided_spread: float = 0.3
     lapse: float = 0.0
     graded: bool = False
+    drift: Drift = Drift.NONE
 
     def __post_init__(self) -> None:
         for name in ("contrarians", "lapse"):

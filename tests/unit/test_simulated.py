@@ -242,6 +242,7 @@ def test_the_command_writes_what_it_was_asked_for(tmp_path: Path) -> None:
         "consistency": 0.75,
         "contrarians": 0.2,
         "decided_spread": 0.3,
+        "drift": "none",
     }
     assert {person["kind"] for person in written["people"]} == {"gaussian"}
 
