@@ -9,7 +9,15 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -19,6 +27,7 @@ DEMO_CHECKPOINT = Path(__file__).parent / "checkpoints" / "demo"
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Noise = Annotated[float, Field(ge=0, le=0.5), BeforeValidator(lambda value: 0.5 if value == "" else value)]
 
 
 class Settings(BaseSettings):
@@ -141,6 +150,21 @@ class Settings(BaseSettings):
     request_timeout_s: Seconds = Field(60.0, description="Longest time a request may take; then 503.")
     max_in_flight: Count = Field(1024, description="Requests worked on at once; beyond it they get 503.")
     max_in_flight_bytes: Count = Field(268_435_456, description="Bytes of their bodies; beyond it they get 503.")
+
+    # How far events are to be trusted (docs/feedback.md)
+    feedback_noise_chosen: Noise = Field(
+        0.1, description="Probability that a choice points at the wrong one of two texts; 0.5: choices are not taken."
+    )
+    feedback_noise_thumbs: Noise = Field(0.1, description="The same of a thumbs up or down.")
+    feedback_noise_edited: Noise = Field(0.15, description="The same of an edit.")
+    feedback_noise_copied: Noise = Field(0.2, description="The same of a copy.")
+    feedback_noise_regenerated: Noise = Field(0.25, description="The same of a completion that was asked for again.")
+    feedback_noise_dwell: Noise = Field(
+        0.35, description="The same of a text read for long beside one hardly looked at; near times are noisier."
+    )
+    feedback_noise_alone: Noise = Field(
+        0.2, description="Further noise of events about a text that stood alone; 0.5: these are not taken."
+    )
 
     # How it ends
     drain_delay_s: Annotated[float, Field(ge=0)] = Field(
