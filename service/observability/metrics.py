@@ -215,8 +215,8 @@ class Metrics(_Family):
         # Checkpoints
         self.carried_users = self._counter(
             "users_carried",
-            "Users of another checkpoint that were solved for under one that scores: exact, all they said was measured "
-            "with its heads; linear, some through a map or left out; retained, measured anew; start, none of it reaches.",
+            "Users of another checkpoint that were solved for under one that scores, by what they said: exact, it was "
+            "measured with its heads; linear, some went through a map; retained, measured anew; start, none reaches.",
             {"how": ("exact", "linear", "retained", "start")},
         )
         self.left_out = self._counter(

@@ -130,7 +130,8 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         require_a_key(settings, database)
         checkpoints = load_checkpoints(settings)
         redis = _open_redis(settings, secret, metrics)
-        engines = open_engines(settings, checkpoints, metrics)
+        with_hidden = settings.retention == "hidden_states"
+        engines = open_engines(settings, checkpoints, metrics, with_hidden=with_hidden)
     except BaseException:
         database.close()
         raise
@@ -159,6 +160,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         engines,
         redis=redis,
         limits=limits,
+        database=database,
         repository=repository,
         executor=executor,
         metrics=metrics,

@@ -16,7 +16,7 @@ from service.backbone.executors.choose import ExecutorOptions
 from service.backbone.load import load_backbone
 from service.backbone.protocol import Backbone
 from service.checkpoints import Checkpoint
-from service.errors import BackboneError, CheckpointError, EngineError
+from service.errors import BackboneError, CheckpointError, ConfigurationError, EngineError
 from service.observability.metrics import Metrics, WorkerMetrics
 from service.operations.self_check import HERE, check_engine
 from service.runtime.engine_parts import EngineParts
@@ -59,6 +59,11 @@ def open_engines(
         ConfigurationError: Settings, checkpoints and backbones do not fit, or a self-check failed.
     """
     if settings.engine_urls:
+        if with_hidden:
+            raise ConfigurationError(
+                "RETENTION hidden_states needs the backbone in this process, because workers behind ENGINE_URL answer "
+                "base rewards only; set RETENTION to texts or base_rewards, or leave ENGINE_URL empty"
+            )
         return open_remote(settings, checkpoints, metrics or Metrics())
     worker_metrics = None if metrics is None else metrics.worker
     groups: dict[tuple[str, str], list[Checkpoint]] = {}

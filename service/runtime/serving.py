@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from service.checkpoints import Checkpoint
 from service.observability.metrics import Metrics
 from service.operations.base_rewards import BaseRewardReader, Flights
+from service.operations.carry import Retained, view_of
 from service.operations.quotas import TenantLimits
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.single_flight import SingleFlight
@@ -18,7 +19,8 @@ from service.operations.user_states import UserStates
 from service.runtime.engine_parts import EngineParts
 from service.settings import Settings
 from service.store.caches import BaseRewardCache, UserCache
-from service.store.records import HeadsView
+from service.store.carry_over import CarryOver
+from service.store.database import Database
 from service.store.users import UserRepository
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def open_serving(
     *,
     redis: RedisParts | None,
     limits: TenantLimits,
+    database: Database,
     repository: UserRepository,
     executor: Executor,
     metrics: Metrics,
@@ -46,6 +49,7 @@ def open_serving(
     readers: dict[int, list[BaseRewardReader]] = {}
     flights: dict[int, Flights] = {}
     served = []
+    carry_over = CarryOver(database, settings.support_limit)
     for checkpoint, parts in zip(checkpoints, engines, strict=True):
         reader = BaseRewardReader(
             engine=parts.engine,
@@ -66,14 +70,30 @@ def open_serving(
             executor=executor,
             cache=UserCache(settings.user_cache_entries),
             checkpoint=checkpoint,
-            view=HeadsView(checkpoint.checkpoint_id, checkpoint.heads_id, checkpoint.heads, {}),
+            view=view_of(checkpoint, settings.min_fidelity),
             solver=solver,
             stale_limit_s=settings.stale_limit_s,
             metrics=metrics,
             shared=None if redis is None else redis.users,
+            retained=Retained(
+                checkpoint=checkpoint,
+                same_backbone=_same_backbone(checkpoint, checkpoints),
+                base_rewards=reader,
+                repository=repository,
+                carry_over=carry_over,
+                executor=executor,
+                limit=settings.support_limit,
+            ),
         )
         served.append(ServedCheckpoint(checkpoint, reader, states, parts.engine, parts.hidden_columns))
     for together in readers.values():
         for reader in together:
             reader.share_answers(together)
     return Serving(served, None if redis is None else redis.users)
+
+
+def _same_backbone(checkpoint: Checkpoint, loaded: Sequence[Checkpoint]) -> frozenset[str]:
+    """Heads that are known to read the same hidden states, loaded or linked to."""
+    alike = [other for other in loaded if other.backbone.fingerprint == checkpoint.backbone.fingerprint]
+    linked = {each.heads_id for other in alike for each in other.maps}
+    return frozenset(linked | {other.heads_id for other in alike})

@@ -121,6 +121,14 @@ class UserCache:
         if entry is None or entry.confirmed_at <= fetched_at:
             self._entries.put(key, CachedUser(None, fetched_at, fetched_at))
 
+    def outdate(self, user: StoredUser) -> None:
+        """Forget what is older than `user`, who was committed with weights that are none of this cache's."""
+        entry = self._entries.get((user.tenant_id, user.user_id))
+        if entry is None:
+            return
+        if entry.user is None or (entry.user.incarnation, entry.user.version) < (user.incarnation, user.version):
+            self._entries.drop((user.tenant_id, user.user_id))
+
     def drop_erased(self, tenant_id: str, user_id: str, incarnation: int) -> None:
         """Forget a user of whom this incarnation, and every earlier one, was erased."""
         entry = self._entries.get((tenant_id, user_id))
