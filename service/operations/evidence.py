@@ -10,10 +10,10 @@ from service.mrm import Support
 from service.mrm.state import FloatArray, IntArray
 from service.mrm.statements import half_life_weights, ranking_stages, rating_groups
 from service.mrm.suggest import among
-from service.store.records import StoredEvidence, StoredPair
+from service.store.records import StoredEvidence
 
 
-def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_life_s: float | None = None) -> Support:
+def support_of(stored: Sequence[StoredEvidence], heads: int, half_life_s: float | None = None) -> Support:
     """The support of stored statements: rows of pairs and rankings in the order given, then ratings in theirs.
 
     A function of the set, up to the order of its rows: of ratings those of one group are compared, those alone in
@@ -25,7 +25,7 @@ def support_of(stored: Sequence[StoredEvidence | StoredPair], heads: int, half_l
         half_life_s: The age in seconds, relative to the newest statement, at which one counts half; None: all count
             alike.
     """
-    said = outright_first([_evidence(each) for each in stored])
+    said = outright_first(stored)
     choices, ratings = _parted(said)
     diffs_PK, stages_P, lengths = _rows(choices, heads)
     ages_P, ages_R = ages_of(said)
@@ -75,25 +75,6 @@ def outright_first(stored: Sequence[StoredEvidence]) -> Sequence[StoredEvidence]
         id(each) for each, end, length in zip(events, ends, lengths, strict=True) if known_J[end - length : end].all()
     }
     return [each for each in stored if id(each) not in doubled]
-
-
-def _evidence(stored: StoredEvidence | StoredPair) -> StoredEvidence:
-    if isinstance(stored, StoredEvidence):
-        return stored
-    return StoredEvidence(
-        stored.pair_id,
-        stored.content_key,
-        "pair",
-        stored.diff_K,
-        stored.strength,
-        None,
-        None,
-        1.0,
-        0.0,
-        None,
-        stored.event_time,
-        stored.heads_id,
-    )
 
 
 def _parted(stored: Sequence[StoredEvidence]) -> tuple[list[StoredEvidence], list[StoredEvidence]]:
