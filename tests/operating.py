@@ -18,11 +18,15 @@ from service.observability.metrics import Metrics
 from service.operations.adapt import Adapt
 from service.operations.base_rewards import BaseRewardReader, CacheScope
 from service.operations.changes import UserChanges
+from service.operations.feedback import Feedback
+from service.operations.feedback_events import SOURCES, FeedbackNoise
 from service.operations.retention import Retention
 from service.operations.said import Statement
 from service.operations.score import Score
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.solving import Solver
+from service.operations.suggest import Suggest
+from service.operations.telling import Telling
 from service.operations.texts import GroupKeys, TextKeys
 from service.operations.turns import Turns
 from service.operations.user_states import UserStates
@@ -34,6 +38,7 @@ from service.store.shared import SharedBaseRewards, SharedUsers
 from service.store.users import UserRepository
 
 HEADS = 3
+NOISE = FeedbackNoise(dict.fromkeys(SOURCES, 0.2), alone=0.1)
 
 
 class ByteRenderer:
@@ -155,7 +160,12 @@ class Operations:
             turns=self.turns,
             solver=self.solver,
         )
-        self.adapt = Adapt(serving=self.serving, changes=self.changes, groups=GroupKeys(b"secret"), retention=retention)
+        telling = Telling(serving=self.serving, changes=self.changes, retention=retention)
+        self.adapt = Adapt(telling=telling, groups=GroupKeys(b"secret"))
+        self.feedback = Feedback(telling=telling, noise=NOISE, metrics=self.metrics)
+        self.suggest = Suggest(
+            serving=self.serving, repository=self.repository, executor=self.executor, metrics=self.metrics
+        )
         self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving, turns=self.turns)
 
 

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Literal
 
-from service.operations.changes import Changed, UserChanges, idempotency_of
-from service.operations.retention import Retention, retain_hidden_states, retain_texts
+from service.operations.base_reward_requests import BaseRewards
+from service.operations.changes import Changed, idempotency_of
 from service.operations.said import Measured, Statement, measure, texts_of
-from service.operations.serving import Serving
-from service.operations.texts import GroupKeys, Message, Text
-from service.store.records import Append, NewEvidence, Replace
+from service.operations.telling import Telling
+from service.operations.texts import GroupKeys
+from service.store.records import Append, Replace
 
 Mode = Literal["append", "replace"]
 
 
 class Adapt:
-    """The use case behind `POST /users/{id}/adapt`.
+    """The use case behind `POST /users/{id}/adapt`."""
 
-    The device works before anything is locked; then one transaction stores the evidence, solves and writes the version.
-    """
-
-    def __init__(
-        self,
-        *,
-        serving: Serving,
-        changes: UserChanges,
-        groups: GroupKeys,
-        retention: Retention = "base_rewards",
-    ) -> None:
-        self._serving = serving
-        self._changes = changes
+    def __init__(self, *, telling: Telling, groups: GroupKeys) -> None:
+        self._telling = telling
         self._groups = groups
-        self._retention = retention
 
     async def __call__(
         self,
@@ -65,43 +51,22 @@ class Adapt:
             Overloaded, Unavailable, EngineError: Nothing was stored, except where the database went away after the
                 commit: repeat with the same Idempotency-Key to learn which.
         """
-        started = time.perf_counter()
-        served = self._serving.active
         texts = [text for field, statement in said for text in texts_of(statement, field)]
-        states_ND = None
-        if self._retention == "hidden_states":
-            # First: what it computes fills the caches that `read` looks into.
-            states_ND = await served.hidden_states(tenant_id, texts, truncate=truncate)
-        base = await served.base_rewards.read(tenant_id, texts, truncate=truncate)
-        measured = []
-        first = 0
-        for field, statement in said:
-            measured.append(measure(statement, field, base.keys, base.rewards_BK, first, self._groups))
-            first += len(statement.completions)
-        if self._retention == "texts":
-            items = [_with(each, retain_texts(*_texts_of(each, texts))) for each in measured]
-        elif states_ND is not None:
-            items = [_with(each, retain_hidden_states(states_ND[list(each.texts)])) for each in measured]
-        else:
-            items = [each.evidence for each in measured]
-        changed = await self._changes(
+
+        def measure_all(base: BaseRewards) -> list[Measured]:
+            measured = []
+            first = 0
+            for field, statement in said:
+                measured.append(measure(statement, field, base.keys, base.rewards_BK, first, self._groups))
+                first += len(statement.completions)
+            return measured
+
+        return await self._telling(
             tenant_id,
             user_id,
-            Replace(items) if mode == "replace" else Append(items),
-            served,
-            idempotency_of(idempotency_key, "adapt", body),
+            texts,
+            measure_all,
+            Replace if mode == "replace" else Append,
+            truncate=truncate,
+            idempotency=idempotency_of(idempotency_key, "adapt", body),
         )
-        timings_ms = dict(changed.timings_ms)
-        if served.base_rewards.tells_times:
-            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
-            timings_ms["total"] = (time.perf_counter() - started) * 1e3
-        return Changed(changed.outcome, timings_ms)
-
-
-def _texts_of(measured: Measured, texts: Sequence[Text]) -> tuple[Sequence[Message], list[str]]:
-    """The prompt, and the completions in the order of the evidence."""
-    return texts[measured.texts[0]].messages, [texts[i].completion for i in measured.texts]
-
-
-def _with(measured: Measured, payload: bytes) -> NewEvidence:
-    return dataclasses.replace(measured.evidence, retained=payload)

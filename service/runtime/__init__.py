@@ -18,6 +18,8 @@ from service.observability.metrics import Metrics
 from service.operations.access import Access
 from service.operations.adapt import Adapt
 from service.operations.changes import UserChanges
+from service.operations.feedback import Feedback
+from service.operations.feedback_events import SOURCES, FeedbackNoise
 from service.operations.lifecycle import Lifecycle
 from service.operations.quotas import TenantLimits
 from service.operations.readiness import ReadinessCheck
@@ -25,6 +27,8 @@ from service.operations.score import Score
 from service.operations.self_check import SelfChecks
 from service.operations.serving import Serving
 from service.operations.solving import Solver
+from service.operations.suggest import Suggest
+from service.operations.telling import Telling
 from service.operations.texts import GroupKeys, Text
 from service.operations.turns import Turns
 from service.operations.users import Users
@@ -58,7 +62,9 @@ class Runtime:
     access: Access
     adapt: Adapt
     changes: UserChanges
+    feedback: Feedback
     score: Score
+    suggest: Suggest
     users: Users
     serving: Serving
     readiness: ReadinessCheck
@@ -170,6 +176,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     changes = UserChanges(
         serving=serving, repository=repository, executor=executor, metrics=metrics, turns=turns, solver=solver
     )
+    telling = Telling(serving=serving, changes=changes, retention=settings.retention)
     lifecycle = Lifecycle(settings.max_in_flight, settings.max_in_flight_bytes)
 
     async def check() -> list[Verdict]:
@@ -188,9 +195,11 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     metrics.build.labels(__version__, first.checkpoint_id, first.heads_id).set(1)
     return Runtime(
         access=open_access(settings, database, limits, metrics),
-        adapt=Adapt(serving=serving, changes=changes, groups=GroupKeys(secret), retention=settings.retention),
+        adapt=Adapt(telling=telling, groups=GroupKeys(secret)),
         changes=changes,
+        feedback=Feedback(telling=telling, noise=feedback_noise(settings), metrics=metrics),
         score=Score(serving=serving, metrics=metrics),
+        suggest=Suggest(serving=serving, repository=repository, executor=executor, metrics=metrics),
         users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
         serving=serving,
         readiness=ReadinessCheck(
@@ -219,6 +228,12 @@ def _open_redis(settings: Settings, secret: bytes, metrics: Metrics) -> RedisPar
     from service.runtime.redis import open_redis
 
     return open_redis(settings, secret, metrics)
+
+
+def feedback_noise(settings: Settings) -> FeedbackNoise:
+    """How far each kind of event is to be trusted."""
+    by_source = {source: float(getattr(settings, f"feedback_noise_{source}")) for source in SOURCES}
+    return FeedbackNoise(by_source, settings.feedback_noise_alone)
 
 
 def personalises(checkpoint: Checkpoint) -> bool | None:

@@ -1,0 +1,151 @@
+"""Which comparison to ask a user for: the one whose answer tells most of their taste."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.backbone.protocol import Message
+from service.errors import Conflict
+from service.mrm.state import FloatArray
+from service.mrm.suggest import suggest
+from service.observability.metrics import Metrics
+from service.operations.evidence import support_of
+from service.operations.serving import ServedCheckpoint, Serving
+from service.operations.texts import Text
+from service.operations.user_states import Standing
+from service.store.users import UserRepository
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Completions of one prompt: every two of them could be shown to the user.
+
+    Attributes:
+        messages: The prompt.
+        completions: At least two.
+        field: Path of this candidate in the request, with a trailing dot.
+    """
+
+    messages: Sequence[Message]
+    completions: Sequence[str]
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Two completions to show: indices of the candidate and of both.
+
+    Attributes:
+        gain_nats: How much the answer is expected to tell of the user's weights, after the questions before it.
+        preference_probability: Calibrated probability that the user prefers a, as known now.
+    """
+
+    candidate: int
+    a: int
+    b: int
+    gain_nats: float
+    preference_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """Questions in the order in which to ask them, whom they are for, and what was shortened, by candidate."""
+
+    user_id: str
+    standing: Standing
+    version: int
+    questions: list[Question]
+    truncated: list[list[int]]
+    checkpoint_id: str
+    timings_ms: Mapping[str, float]
+
+
+class Suggest:
+    """The use case behind `POST /users/{id}/suggest`. It reads the user, and changes nothing."""
+
+    def __init__(self, *, serving: Serving, repository: UserRepository, executor: Executor, metrics: Metrics) -> None:
+        self._serving = serving
+        self._repository = repository
+        self._executor = executor
+        self._metrics = metrics
+
+    async def __call__(
+        self,
+        tenant_id: str,
+        user_id: str,
+        candidates: Sequence[Candidate],
+        *,
+        count: int,
+        min_version: int,
+        truncate: bool,
+    ) -> Suggested:
+        """Up to `count` questions, greedily: each tells most after the answers to those before it.
+
+        Two texts that are the same make no question, and neither do two that the user has compared outright.
+
+        Raises:
+            InvalidInput: Texts that cannot be scored, each by its field.
+            Conflict: The recipe that serves has no posterior; the user has not reached `min_version`.
+            Overloaded, Unavailable, EngineError: See `service/errors.py`.
+        """
+        started = time.perf_counter()
+        served = self._serving.active
+        if served.users.start.factor is None:
+            raise Conflict(
+                f"Checkpoint {served.checkpoint_id} knows no uncertainty: its recipe, {served.checkpoint.recipe}, has "
+                "no posterior, so that no question can be said to tell more than another. Serve one of the recipe map "
+                "(`metareward train` makes it unless told otherwise)."
+            )
+        texts = [
+            Text(candidate.messages, completion, f"{candidate.field}completions[{i}]")
+            for candidate in candidates
+            for i, completion in enumerate(candidate.completions)
+        ]
+        # As in scoring: first what can refuse at once.
+        looked_up = await served.base_rewards.look_up(tenant_id, texts, truncate=truncate)
+        with self._metrics.stage("user") as user_stage:
+            user = await served.users.resolve(tenant_id, user_id, min_version)
+            asked_PK = await self._asked(served, tenant_id, user_id) if user.standing == "adapted" else None
+        base = await served.base_rewards.complete(looked_up)
+        shortened = set(base.truncated)
+        places: list[tuple[int, int, int]] = []
+        rows: list[tuple[int, int]] = []
+        truncated: list[list[int]] = []
+        offset = 0
+        for index, candidate in enumerate(candidates):
+            size = len(candidate.completions)
+            truncated.append([i for i in range(size) if offset + i in shortened])
+            for a, b in itertools.combinations(range(size), 2):
+                if base.keys[offset + a] != base.keys[offset + b]:
+                    places.append((index, a, b))
+                    rows.append((offset + a, offset + b))
+            offset += size
+        questions: list[Question] = []
+        if rows:
+            first, second = np.array(rows).T
+            diffs_CK = base.rewards_BK[first] - base.rewards_BK[second]
+            # Milliseconds at most, but others' requests wait for this loop.
+            suggestions = await asyncio.to_thread(suggest, diffs_CK, user.state, count, asked_PK)
+            questions += [Question(*places[each.index], each.gain_nats, each.probability) for each in suggestions]
+        self._metrics.suggestions.inc(len(questions))
+        timings_ms = {"user": user_stage.seconds * 1e3}
+        if base.tokens and served.base_rewards.tells_times:
+            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
+        if served.base_rewards.tells_times:
+            timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        return Suggested(user_id, user.standing, user.version, questions, truncated, served.checkpoint_id, timings_ms)
+
+    async def _asked(self, served: ServedCheckpoint, tenant_id: str, user_id: str) -> FloatArray:
+        """Comparisons [P, K] that the user has made outright: to ask again would tell nothing."""
+        stored = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._repository.support, tenant_id, user_id, served.view
+        )
+        outright = [each for each in stored if each.source is None and each.kind != "rating"]
+        return support_of(outright, served.checkpoint.heads).diffs_PK
