@@ -84,18 +84,23 @@ def _parted(stored: Sequence[StoredEvidence]) -> tuple[list[StoredEvidence], lis
 
 def _rows(choices: Sequence[StoredEvidence], heads: int) -> tuple[FloatArray, IntArray, list[int]]:
     """Differences [P, K], stages [P], and how many rows each choice has."""
-    diffs: list[FloatArray] = [np.zeros((0, heads))]
-    stages: list[IntArray] = [np.zeros(0, np.int64)]
+    diffs: list[FloatArray] = []
+    stages: list[int] = []
+    lengths: list[int] = []
     next_stage = 0
     for each in choices:
         if each.ranks is None:
-            diffs_JK, stage_J = each.base_rewards[None], np.zeros(1, np.int64)
+            diffs.append(each.base_rewards)
+            stages.append(next_stage)
+            lengths.append(1)
+            next_stage += 1
         else:
             diffs_JK, stage_J = ranking_stages(each.base_rewards, each.ranks)
-        diffs.append(diffs_JK)
-        stages.append(next_stage + stage_J)
-        next_stage += int(stage_J.max(initial=-1)) + 1
-    return np.concatenate(diffs), np.concatenate(stages), [len(stage_J) for stage_J in stages[1:]]
+            diffs += list(diffs_JK)
+            stages += (next_stage + stage_J).tolist()
+            lengths.append(len(stage_J))
+            next_stage += int(stage_J.max(initial=-1)) + 1
+    return np.array(diffs).reshape(len(diffs), heads), np.array(stages, dtype=np.int64), lengths
 
 
 def _compared(ranks: Sequence[int]) -> int:
