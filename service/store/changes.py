@@ -151,6 +151,7 @@ def change_user(
         carried=sum(each.carried for each in support.evidence),
         left_out=support.left_out,
         exact=effect.back_to == to_bytes(user.weights_K) if isinstance(change, Rollback) else None,
+        stored_by_source=dict(evidence.stored_by_source) or None,
     )
     if idempotency is not None:
         keep_answer(connection, tenant_id, user.incarnation, idempotency, outcome, now + policy.idempotency_ttl)

@@ -7,6 +7,7 @@ being said again; an id that comes to stand for something else takes the earlier
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -107,6 +108,8 @@ class UserEvidence:
         self._heads_id = heads_id
         self.next_serial = next_serial
         self.live = Serials.below(next_serial) if live is None else Serials.unpack(live)
+        # Statements that did not count before and do now, of those that were read from feedback.
+        self.stored_by_source: Counter[str] = Counter()
         if live is not None and 0 not in self.live and connection.execute(_STRAYS, self._user).first() is not None:
             # The version before stored them, which gives out no serials, after earlier ones had ceased to count.
             self.live |= self._number(PairRow.live.is_(True))
@@ -224,6 +227,8 @@ class UserEvidence:
                 new.append(self._row(item, serial, time))
             if not (here and live):
                 stored += 1
+                if item.source is not None:
+                    self.stored_by_source[item.source] += 1
                 if item.retained is not None:
                     retained.append({"pair_id": evidence_id, "payload": item.retained})
             self.live |= Serials.between(serial, serial + 1)

@@ -247,6 +247,7 @@ class ChangeOutcome:
         weights: Effective weights; empty in a kept answer whose user has since deleted some of what they said.
         pairs_received: Statements in the request.
         pairs_stored: Those that did not count before and do now.
+        stored_by_source: How many of those that were read from feedback come from each source; None where none were.
         pairs_deleted: Statements that counted before and do not any more; for a deletion, those deleted.
         pairs_total: Statements that count and that the heads in use can use.
         carried: How many of those that were solved on went through a map.
@@ -271,6 +272,7 @@ class ChangeOutcome:
     carried: int = 0
     left_out: int = 0
     exact: bool | None = None
+    stored_by_source: dict[str, int] | None = None
 
     def to_json(self) -> bytes:
         """The outcome as JSON; every float survives the way back bit by bit.
