@@ -3,7 +3,6 @@
 from service.store.caches import BaseRewardCache, CachedBaseRewards, CachedUser, LruCache, UserCache
 from service.store.database import Database, open_database
 from service.store.records import (
-    AdaptOutcome,
     Append,
     Change,
     ChangeOutcome,
@@ -12,14 +11,12 @@ from service.store.records import (
     HeadsView,
     Idempotency,
     NewEvidence,
-    NewPair,
     Replace,
     Reset,
     Rollback,
     ServingRow,
     Solution,
     StoredEvidence,
-    StoredPair,
     StoredUser,
     StoredVersion,
     UserExport,
@@ -28,7 +25,6 @@ from service.store.serving import ServingRepository
 from service.store.users import UserRepository
 
 __all__ = [
-    "AdaptOutcome",
     "Append",
     "BaseRewardCache",
     "CachedBaseRewards",
@@ -42,7 +38,6 @@ __all__ = [
     "Idempotency",
     "LruCache",
     "NewEvidence",
-    "NewPair",
     "Replace",
     "Reset",
     "Rollback",
@@ -50,7 +45,6 @@ __all__ = [
     "ServingRow",
     "Solution",
     "StoredEvidence",
-    "StoredPair",
     "StoredUser",
     "StoredVersion",
     "UserCache",

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from service.errors import InvalidInput
+from service.errors import Conflict, FieldIssue
 from service.store.records import StoredVersion, Vector
 from service.store.serials import Serials
 from service.store.tables import UserRow, VersionRow
@@ -88,7 +88,7 @@ def find_version(connection: Connection, user: Row[Any], version: int, live: Ser
         live: What counts in the present one.
 
     Raises:
-        InvalidInput: It is not kept; the message names those that are.
+        Conflict: It is not kept; the message names those that are.
     """
     if version == user.version:
         return live, from_bytes(user.weights)
@@ -96,8 +96,13 @@ def find_version(connection: Connection, user: Row[Any], version: int, live: Ser
     row = connection.execute(_ONE, asked | {"version": version}).one_or_none()
     if row is None:
         oldest = connection.execute(_OLDEST, asked).scalar_one()
-        kept = f"versions {oldest} to {user.version} are kept" if oldest else f"only version {user.version} is kept"
-        raise InvalidInput.single("version", f"this version is not kept: {kept}")
+        kept = (
+            f"versions {oldest} to {user.version} are kept"
+            if oldest and oldest < user.version
+            else f"only version {user.version} is kept"
+        )
+        message = f"this version is not kept: {kept}"
+        raise Conflict(f"version: {message}", [FieldIssue("version", message)])
     return Serials.unpack(row.live), None if row.weights is None else from_bytes(row.weights)
 
 

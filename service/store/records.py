@@ -367,28 +367,3 @@ class ServingRow:
     shadow: str | None
     generation: int
     changed_at: datetime
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NewPair:
-    """One preference to store, as `NewEvidence` of kind pair says it."""
-
-    pair_id: str
-    content_key: bytes
-    diff_K: Vector
-    strength: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredPair:
-    """A preference as stored, as `StoredEvidence` of kind pair says it."""
-
-    pair_id: str
-    content_key: bytes
-    diff_K: Vector
-    strength: float | None
-    event_time: datetime
-    heads_id: str
-
-
-AdaptOutcome = ChangeOutcome

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from sqlalchemy import bindparam, delete, select
 
@@ -20,20 +19,14 @@ from service.store.records import (
     ChangeOutcome,
     HeadsView,
     Idempotency,
-    NewEvidence,
-    NewPair,
     Replace,
-    Solution,
     StoredEvidence,
-    StoredPair,
     StoredUser,
     StoredVersion,
     UserExport,
 )
 from service.store.support import SupportSet, support_set
 from service.store.tables import UserRow
-
-Mode = Literal["append", "replace"]
 
 _ERASE = (
     delete(UserRow)
@@ -143,8 +136,9 @@ class UserRepository:
             The answer, and the user as committed.
 
         Raises:
-            InvalidInput: Ids that stand for something else (``pairs[i].id``), a version that is not kept
-                (``version``), or an idempotency key used with another body (``Idempotency-Key``).
+            InvalidInput: Ids that stand for something else (``pairs[i].id``), or an idempotency key used with another
+                body (``Idempotency-Key``).
+            Conflict: The version to go back to is not kept (``version``).
             NotFound: No such user, or nothing stored under the ids to delete.
             EngineError: A base reward, or what `solve` returned, is not finite. Nothing is stored.
             QuotaExceeded: The user would be new, and the tenant may have no more.
@@ -171,40 +165,3 @@ class UserRepository:
     def purge_expired(self) -> int:
         """Delete the expired answers of all users, and return how many they were. To be called now and then."""
         return self._database.transaction(lambda connection: purge_expired(connection, self._clock()))
-
-    def pairs(self, tenant_id: str, user_id: str, heads_id: str) -> builtins.list[StoredPair]:
-        """`support` of pairs measured with `heads_id`."""
-        return [_to_pair(each) for each in self.support(tenant_id, user_id, HeadsView("", heads_id, 0, {}))]
-
-    def adapt(
-        self,
-        tenant_id: str,
-        user_id: str,
-        pairs: Sequence[NewPair],
-        mode: Mode,
-        heads_id: str,
-        checkpoint_id: str,
-        idempotency: Idempotency | None,
-        solve: Callable[[Sequence[StoredPair]], Solution],
-    ) -> tuple[ChangeOutcome, StoredUser]:
-        """`change` with pairs."""
-        items = [NewEvidence(each.pair_id, each.content_key, "pair", each.diff_K, each.strength) for each in pairs]
-        return self.change(
-            tenant_id,
-            user_id,
-            Append(items) if mode == "append" else Replace(items),
-            HeadsView(checkpoint_id, heads_id, 0, {}),
-            idempotency,
-            lambda support: solve([_to_pair(each) for each in support]),
-        )
-
-
-def _to_pair(evidence: StoredEvidence) -> StoredPair:
-    return StoredPair(
-        evidence.evidence_id,
-        evidence.content_key,
-        evidence.base_rewards,
-        evidence.grade,
-        evidence.event_time,
-        evidence.heads_id,
-    )
