@@ -67,8 +67,8 @@ class Support:
                 f"expected rated [R, {self.heads}], ratings [R] and groups [R], "
                 f"got {self.rated_RK.shape}, {rated} and {self.groups_R.shape}"
             )
-        numbers = (self.diffs_PK, self.strengths_P[self.graded], self.rated_RK, self.ratings_R)
-        if not all(np.isfinite(each).all() for each in numbers):
+        numbers = (self.diffs_PK, self.rated_RK, self.ratings_R)
+        if np.isinf(self.strengths_P).any() or not all(np.isfinite(each).all() for each in numbers if each.size):
             raise ValueError("support holds numbers that are not finite")
         if (self.strengths_P <= 0).any():
             raise ValueError("strengths must be positive")
