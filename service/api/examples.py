@@ -91,6 +91,25 @@ SELF_CHECK: Final[dict[str, Any]] = {
 # By the name of the model.
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "AdaptResponse": {**_CHANGE, "pairs_received": 8},
+    "FeedbackResponse": {
+        **_CHANGE,
+        "cause": "feedback",
+        "pairs_received": 9,
+        "events_received": 6,
+        "stored_by_source": {"chosen": 4, "copied": 1, "dwell": 3},
+    },
+    "SuggestResponse": {
+        "user_id": "ada",
+        "user_state": "adapted",
+        "version": 1,
+        "suggestions": [
+            {"candidate": 0, "a": 1, "b": 2, "information_gain_nats": 0.113, "preference_probability": 0.41},
+            {"candidate": 1, "a": 0, "b": 1, "information_gain_nats": 0.047, "preference_probability": 0.68},
+        ],
+        "truncated": [[], []],
+        "checkpoint_id": _CHECKPOINT_ID,
+        "timings_ms": _TIMINGS_MS,
+    },
     "ChangeResponse": {
         **_CHANGE,
         "version": 3,

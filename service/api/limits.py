@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from service.api.evidence_schemas import AdaptRequest, PairIn, RankingIn, RatingIn
+from service.api.feedback_schemas import EventIn, FeedbackRequest
 from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, ChatMessage, ScoreItemIn
+from service.api.suggest_schemas import MAX_QUESTIONS, SuggestRequest
 from service.errors import FieldIssue, InvalidInput
 
 _USER_ID = re.compile(USER_ID_PATTERN)
@@ -40,16 +42,54 @@ class Limits:
         too_many = self._too_many_texts(request)
         if too_many is not None:
             _raise_any([*issues, too_many])
-        latest = self.clock() + MAX_AHEAD
         for at, item in _items(request):
-            issues += self._prompt_issues(item.prompt, f"{at}.prompt")
-            for part, text in _texts(item):
-                issues += self._text_issues(text, f"{at}.{part}")
-            if item.event_time is not None and item.event_time > latest:
-                issues.append(
-                    FieldIssue(f"{at}.event_time", "is in the future; give the time at which the user said it")
-                )
+            issues += self._item_issues(at, item, _texts(item))
         _raise_any(issues)
+
+    def check_feedback(self, user_id: str, request: FeedbackRequest, idempotency_key: str | None) -> None:
+        """Refuse a feedback request that is out of bounds.
+
+        Raises:
+            InvalidInput: With every issue.
+        """
+        issues = list(_change_issues(user_id, idempotency_key))
+        texts = sum(len(event.texts) for event in request.events)
+        if texts > 2 * self.max_pairs:
+            message = f"has {texts} completions in all, at most {2 * self.max_pairs}; send several calls"
+            _raise_any([*issues, FieldIssue("events", message)])
+        for i, event in enumerate(request.events):
+            issues += self._item_issues(f"events[{i}]", event, event.texts)
+        _raise_any(issues)
+
+    def check_suggest(self, user_id: str, request: SuggestRequest) -> None:
+        """Refuse a suggest request that is out of bounds.
+
+        Raises:
+            InvalidInput: With every issue.
+        """
+        issues = list(_user_id_issues(user_id, "user_id"))
+        sizes = [len(candidate.completions) for candidate in request.candidates]
+        questions = sum(size * (size - 1) // 2 for size in sizes)
+        if sum(sizes) > self.max_completions:
+            message = f"has {sum(sizes)} completions in all, at most {self.max_completions}; send fewer"
+            _raise_any([*issues, FieldIssue("candidates", message)])
+        if questions > MAX_QUESTIONS:
+            message = f"has {questions} pairs of completions in all, at most {MAX_QUESTIONS}; send fewer"
+            _raise_any([*issues, FieldIssue("candidates", message)])
+        for i, candidate in enumerate(request.candidates):
+            issues += self._prompt_issues(candidate.prompt, f"candidates[{i}].prompt")
+            for j, completion in enumerate(candidate.completions):
+                issues += self._text_issues(completion, f"candidates[{i}].completions[{j}]")
+        _raise_any(issues)
+
+    def _item_issues(
+        self, at: str, item: PairIn | RatingIn | RankingIn | EventIn, texts: Iterable[tuple[str, str]]
+    ) -> Iterator[FieldIssue]:
+        yield from self._prompt_issues(item.prompt, f"{at}.prompt")
+        for part, text in texts:
+            yield from self._text_issues(text, f"{at}.{part}")
+        if item.event_time is not None and item.event_time > self.clock() + MAX_AHEAD:
+            yield FieldIssue(f"{at}.event_time", "is in the future; give the time at which the user said it")
 
     def _too_many_texts(self, request: AdaptRequest) -> FieldIssue | None:
         """Names the kind with which the limit is passed; pairs alone are counted as pairs."""
