@@ -16,12 +16,13 @@ ROLES = ("score", "adapt", "admin")
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path, and a request that it would take."""
+    """One method of one path, and a request that it would take: its body, and what its query must have."""
 
     path: str
     method: str
     role: str | None
     body: Any
+    query: Any = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -32,6 +33,8 @@ class Operation:
 
     def request(self, client: httpx.Client, user_id: str = "ada", **options: Any) -> httpx.Response:
         url = self.path.replace("{user_id}", user_id)
+        options.setdefault("params", {})
+        options["params"] = (self.query or {}) | options["params"]
         return client.request(self.method.upper(), url, **({} if self.body is None else {"json": self.body}), **options)
 
 
@@ -47,7 +50,7 @@ def read_document(path: str = REST_DOCUMENT) -> dict[str, Any]:
 def operations(document: dict[str, Any]) -> list[Operation]:
     """Every operation of the document, with the first example of its body."""
     return [
-        Operation(path, method, route.get("x-role"), _example(document, route))
+        Operation(path, method, route.get("x-role"), _example(document, route), _needed(route))
         for path, methods in document["paths"].items()
         for method, route in methods.items()
     ]
@@ -59,6 +62,15 @@ def _example(document: dict[str, Any], route: dict[str, Any]) -> Any:
     schema = route["requestBody"]["content"]["application/json"]["schema"]
     name = (schema.get("anyOf") or schema.get("oneOf") or [schema])[0]["$ref"].rpartition("/")[2]
     return document["components"]["schemas"][name]["examples"][0]
+
+
+def _needed(route: dict[str, Any]) -> dict[str, Any]:
+    """The first examples of the query parameters that must be given."""
+    return {
+        parameter["name"]: parameter["schema"]["examples"][0]
+        for parameter in route.get("parameters", [])
+        if parameter["in"] == "query" and parameter["required"]
+    }
 
 
 def schema_check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:

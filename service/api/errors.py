@@ -156,7 +156,7 @@ def _counted(issues: int) -> str:
 
 
 # Where a union is told apart by a tag, validation puts the tag into the path of the error.
-_TAGS = {"body", "prompt-text", "prompt-messages", "score-one", "score-many"}
+_TAGS = {"body", "query", "prompt-text", "prompt-messages", "score-one", "score-many"}
 _TAGS |= {f"event-{kind}" for kind in ("chosen", "regenerated", "copied", "edited", "dwell", "thumbs")}
 _MAX_PATH = 200
 

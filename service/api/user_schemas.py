@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.evidence_schemas import EvidenceId
 from service.api.schemas import Strict
 
-MAX_DELETED = 1000
+MAX_DELETED = 100
 """Ids in one request to delete evidence."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -14,6 +15,14 @@ SCORE = {"user_id": "ada", "prompt": "Why?", "completions": ["Because.", "No ide
 
 def adapt_with(**fields: Any) -> dict[str, Any]:
     return {"pairs": [{**PAIR, **fields}]}
+
+
+def rating(**fields: Any) -> dict[str, Any]:
+    return {"ratings": [{"prompt": "Why?", "completion": "Because.", "rating": 4, **fields}]}
+
+
+def ranking(**fields: Any) -> dict[str, Any]:
+    return {"rankings": [{"prompt": "Why?", "completions": ["Because.", "No idea.", "Ask her."], **fields}]}
 
 
 def messages(*roles: str) -> list[dict[str, str]]:
@@ -51,6 +60,52 @@ BAD_ADAPTS: dict[str, tuple[Any, list[str]]] = {
     "one id for two pairs": (
         {"pairs": [{**PAIR, "id": "a"}, {**PAIR, "id": "a", "chosen": "Other."}]},
         ["pairs[1].id"],
+    ),
+    "a tie with a strength": (adapt_with(tie=True, strength=2), ["pairs[0].strength"]),
+    "a tie of a text with itself": (adapt_with(tie=True, rejected="Because."), ["pairs[0].rejected"]),
+    "tie is a word": (adapt_with(tie="perhaps"), ["pairs[0].tie"]),
+    **{
+        f"event time {time!r}": (adapt_with(event_time=time), ["pairs[0].event_time"])
+        for time in (
+            "",
+            "now",
+            1767323045,
+            "2026-01-02",
+            "2026-01-02T03:04:05",
+            "2026-02-30T03:04:05Z",
+            "9999-01-02T03:04:05Z",
+            "0001-01-01T00:00:00+23:59",
+            "1969-12-31T23:59:59Z",
+            "2026-01-02T03:04:05+99:00",
+            (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+        )
+    },
+    "empty lists": ({"pairs": [], "ratings": [], "rankings": []}, ["pairs"]),
+    "no rating": (rating(rating=None), ["ratings[0].rating"]),
+    "rating is a word": (rating(rating="good"), ["ratings[0].rating"]),
+    "blank completion": (rating(completion=" "), ["ratings[0].completion"]),
+    "empty group": (rating(group=""), ["ratings[0].group"]),
+    "strength of a rating": (rating(strength=1), ["ratings[0].strength"]),
+    "a rating too long for the backbone": (rating(completion="word " * 2000), ["ratings[0].completion"]),
+    "a ranking of one": (ranking(completions=["Because."]), ["rankings[0].completions"]),
+    "a ranking of 65": (ranking(completions=[f"{i}." for i in range(65)]), ["rankings[0].completions"]),
+    "a ranking of one text twice": (ranking(completions=["a", "b", "a"]), ["rankings[0].completions"]),
+    "too few ranks": (ranking(ranks=[0, 1]), ["rankings[0].ranks"]),
+    "equal ranks": (ranking(ranks=[2, 2, 2]), ["rankings[0].ranks"]),
+    "fractional ranks": (ranking(ranks=[0, 1, 1.5]), ["rankings[0].ranks[2]"]),
+    "negative ranks": (ranking(ranks=[0, -1, 1]), ["rankings[0].ranks[1]"]),
+    "too many ratings": ({"ratings": rating()["ratings"] * 2001}, ["ratings"]),
+    "too many texts of all kinds": (
+        {"pairs": [PAIR] * 900, **rating(), "rankings": ranking()["rankings"] * 67},
+        ["rankings"],
+    ),
+    "one id for a pair and a rating": (
+        {"pairs": [{**PAIR, "id": "a"}], **rating(id="a")},
+        ["ratings[0].id"],
+    ),
+    "something of every kind": (
+        {"pairs": [{**PAIR, "chosen": ""}], **rating(rating="x"), **ranking(ranks=[])},
+        ["pairs[0].chosen", "ratings[0].rating", "rankings[0].ranks"],
     ),
     "several at once": (
         {"pairs": [{**PAIR, "chosen": ""}, PAIR, {**PAIR, "strength": -1, "rejected": " "}], "mode": "x"},
@@ -143,6 +198,10 @@ def test_an_impossible_user_id_is_refused_on_every_route(api: httpx.Client, user
         api.post(f"/users/{user_id}/adapt", json={"pairs": [PAIR]}),
         api.get(f"/users/{user_id}"),
         api.delete(f"/users/{user_id}"),
+        *(api.get(f"/users/{user_id}/{name}") for name in ("versions", "evidence", "export")),
+        api.delete(f"/users/{user_id}/evidence?id=a"),
+        api.post(f"/users/{user_id}/rollback", json={"version": 1}),
+        api.post(f"/users/{user_id}/reset", json={}),
     ):
         problem = check_problem(response, 422)
         assert [error["field"] for error in problem["errors"]] == ["user_id"]
@@ -206,9 +265,40 @@ def test_unknown_paths_and_methods_are_problems(api: httpx.Client) -> None:
 
 def test_a_bad_idempotency_key_is_refused(api: httpx.Client, fresh_user: str) -> None:
     for key in ("", "a b", "x" * 256):
-        response = api.post(f"/users/{fresh_user}/adapt", json={"pairs": [PAIR]}, headers={"idempotency-key": key})
-        problem = check_problem(response, 422)
-        assert [error["field"] for error in problem["errors"]] == ["Idempotency-Key"]
+        headers = {"idempotency-key": key}
+        for response in (
+            api.post(f"/users/{fresh_user}/adapt", json={"pairs": [PAIR]}, headers=headers),
+            api.post(f"/users/{fresh_user}/rollback", json={"version": 1}, headers=headers),
+            api.post(f"/users/{fresh_user}/reset", json={}, headers=headers),
+            api.delete(f"/users/{fresh_user}/evidence?id=a", headers=headers),
+        ):
+            problem = check_problem(response, 422)
+            assert [error["field"] for error in problem["errors"]] == ["Idempotency-Key"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "fields"),
+    [
+        ("POST", "rollback", {}, ["version"]),
+        ("POST", "rollback", {"version": 0}, ["version"]),
+        ("POST", "rollback", {"version": 1, "exact": True}, ["exact"]),
+        ("POST", "reset", {"forget": "all"}, ["forget"]),
+        ("POST", "reset", [], ["body"]),
+        ("DELETE", "evidence", None, ["id"]),
+        ("DELETE", "evidence?id=", None, ["id[0]"]),
+        ("DELETE", "evidence?id=a&id=b%20c", None, ["id[1]"]),
+        ("DELETE", "evidence?" + "&".join(f"id={i}" for i in range(101)), None, ["id"]),
+        ("GET", "evidence?limit=0", None, ["limit"]),
+        ("GET", "evidence?after=%00", None, ["after"]),
+        ("GET", "versions?before=0", None, ["before"]),
+        ("GET", "versions?before=x&limit=1001", None, ["before", "limit"]),
+    ],
+)
+def test_what_is_wrong_with_a_question_about_a_user_is_named(
+    api: httpx.Client, fresh_user: str, method: str, path: str, body: Any, fields: list[str]
+) -> None:
+    problem = check_problem(api.request(method, f"/users/{fresh_user}/{path}", json=body), 422)
+    assert [error["field"] for error in problem["errors"]] == fields
 
 
 def test_bad_paging_is_refused(api: httpx.Client) -> None:

@@ -48,6 +48,7 @@ def test_nothing_of_one_tenant_reaches_another(tenants: tuple[Recorded, Recorded
             weights = answer.json()["weights"]
         assert a("POST", f"/users/{user}/adapt", json={"pairs": [PAIR]}).json()["version"] == 2
     personal = a("POST", "/score", json=score).json()
+    said = a("GET", f"/users/{common}/evidence").json()["evidence"][0]["id"]
     assert personal["user_state"] == "adapted"
 
     # The same names and keys mean nothing of the other's.
@@ -60,6 +61,11 @@ def test_nothing_of_one_tenant_reaches_another(tenants: tuple[Recorded, Recorded
     for user in private:
         assert b("GET", f"/users/{user}").status_code == 404
         assert b("DELETE", f"/users/{user}").status_code == 404
+        for of_user in ("versions", "evidence", "export"):
+            assert b("GET", f"/users/{user}/{of_user}").status_code == 404
+        assert b("DELETE", f"/users/{user}/evidence?id={said}").status_code == 404
+        assert b("POST", f"/users/{user}/rollback", json={"version": 1}).status_code == 404
+        assert b("POST", f"/users/{user}/reset", json={"forget": True}).status_code == 404
         behind = b("POST", "/score", json={**score, "user_id": user, "min_version": 1})
         assert behind.status_code == 409
         assert "at version 0" in behind.text
@@ -67,6 +73,9 @@ def test_nothing_of_one_tenant_reaches_another(tenants: tuple[Recorded, Recorded
         "POST", f"/users/{common}/adapt", json={"pairs": [OPPOSITE]}, headers={"idempotency-key": f"key-{common}"}
     ).json()
     assert (replay["replayed"], replay["version"], replay["pairs_total"]) == (False, 1, 1)
+    assert [each["version"] for each in b("GET", f"/users/{common}/versions").json()["versions"]] == [1]
+    assert b("DELETE", f"/users/{common}/evidence?id={said}").status_code == 404, "their keys are others'"
+    assert b("POST", f"/users/{common}/rollback", json={"version": 2}).status_code == 409
     assert b("DELETE", f"/users/{common}").status_code == 204
 
     # And nothing of that happened to the one.

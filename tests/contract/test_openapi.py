@@ -19,6 +19,12 @@ ROUTES = {
     ("/users/{user_id}", "get"),
     ("/users/{user_id}", "delete"),
     ("/users/{user_id}/adapt", "post"),
+    ("/users/{user_id}/versions", "get"),
+    ("/users/{user_id}/rollback", "post"),
+    ("/users/{user_id}/reset", "post"),
+    ("/users/{user_id}/evidence", "get"),
+    ("/users/{user_id}/evidence", "delete"),
+    ("/users/{user_id}/export", "get"),
     ("/admin/self-check", "post"),
     ("/info", "get"),
     ("/live", "get"),
@@ -99,6 +105,25 @@ def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str
         ("/users", "get", "/users", None),
         ("/users", "get", "/users?limit=1", None),
         ("/users/{user_id}", "get", f"/users/{fresh_user}", None),
+        *(
+            (f"/users/{{user_id}}/{name}", "get", f"/users/{user}/{name}", None)
+            for name in ("versions", "evidence", "export", "versions?limit=1", "evidence?limit=1&after=x")
+            for user in (fresh_user, "nobody-of-this-name")
+        ),
+        *(
+            (f"/users/{{user_id}}/{name}", "post", f"/users/{user}/{name}", body)
+            for name, body in (
+                ("rollback", {"version": 1}),
+                ("rollback", {"version": 99}),
+                ("rollback", {"version": 0}),
+                ("reset", {}),
+                ("reset", {"forget": 2}),
+            )
+            for user in (fresh_user, "nobody-of-this-name")
+        ),
+        ("/users/{user_id}/evidence", "delete", f"/users/{fresh_user}/evidence?id=nothing", None),
+        ("/users/{user_id}/evidence", "delete", f"/users/{fresh_user}/evidence", None),
+        ("/users/{user_id}/reset", "post", f"/users/{fresh_user}/reset", {"forget": True}),
         ("/users/{user_id}", "get", "/users/nobody-of-this-name", None),
         ("/users/{user_id}", "delete", f"/users/{fresh_user}", None),
         ("/users/{user_id}", "delete", f"/users/{fresh_user}", None),
@@ -109,7 +134,7 @@ def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str
         ("/ready", "get", "/ready", None),
     ]
     for path, method, url, body in calls:
-        check_answer(document, path, method, api.request(method.upper(), url, json=body))
+        check_answer(document, path.partition("?")[0], method, api.request(method.upper(), url, json=body))
 
 
 def test_the_generated_files_are_current() -> None:

@@ -32,9 +32,11 @@ def rest_server(request: pytest.FixtureRequest) -> tuple[str, str]:
     guarded: Guarded = request.getfixturevalue("guarded")
     url, key = guarded.server.url, guarded.key("schemathesis", "admin")
     # Whether an example happens to make the user before another deletes it depends on what else is tested.
-    pair = {"prompt": "Which?", "chosen": "This.", "rejected": "That."}
+    pair = {"prompt": "Which?", "chosen": "This.", "rejected": "That.", "id": POSSIBLE_QUERY["id"][0]}
     headers = {"Authorization": f"Bearer {key}"}
-    httpx.post(f"{url}/users/{POSSIBLE['user_id']}/adapt", json={"pairs": [pair]}, headers=headers).raise_for_status()
+    user = f"{url}/users/{POSSIBLE['user_id']}"
+    httpx.delete(user, headers=headers)
+    httpx.post(f"{user}/adapt", json={"pairs": [pair]}, headers=headers).raise_for_status()
     return url, key
 
 
@@ -66,7 +68,8 @@ def cases() -> list[Any]:
 
 
 # What a server takes for fields whose rule is told in words, so that breaking it is explained.
-POSSIBLE = {"user_id": "ada", "model": None, "min_version": 0}
+POSSIBLE = {"user_id": "ada", "model": None, "min_version": 0, "version": 1, "event_time": "2026-01-02T03:04:05Z"}
+POSSIBLE_QUERY = {"id": ["pair-7"]}
 
 
 def with_what_is_possible(value: Any) -> Any:
@@ -99,6 +102,7 @@ def test_what_is_sent_is_answered_as_documented(
         if mode is GenerationMode.POSITIVE:
             case.body = with_what_is_possible(case.body)
             case.path_parameters = with_what_is_possible(case.path_parameters)
+            case.query = {k: POSSIBLE_QUERY.get(k, v) for k, v in (case.query or {}).items()}
         if (waits := str((case.headers or {}).get("x-timeout-ms"))).isdecimal() and int(waits):
             case.headers["x-timeout-ms"] = "60000"  # who waits for a millisecond gets 504, as documented
         response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
