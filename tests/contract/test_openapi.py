@@ -19,6 +19,8 @@ ROUTES = {
     ("/users/{user_id}", "get"),
     ("/users/{user_id}", "delete"),
     ("/users/{user_id}/adapt", "post"),
+    ("/users/{user_id}/feedback", "post"),
+    ("/users/{user_id}/suggest", "post"),
     ("/users/{user_id}/versions", "get"),
     ("/users/{user_id}/rollback", "post"),
     ("/users/{user_id}/reset", "post"),
@@ -44,7 +46,7 @@ def test_the_routes_are_these(document: dict[str, Any]) -> None:
 
 def test_every_body_and_parameter_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("AdaptRequest", "ScoreOneRequest", "ScoreManyRequest"):
+    for name in ("AdaptRequest", "FeedbackRequest", "ScoreOneRequest", "ScoreManyRequest", "SuggestRequest"):
         assert schemas[name]["examples"]
         for example in schemas[name]["examples"]:
             schema_check(document, {"$ref": f"#/components/schemas/{name}"}, example)
@@ -77,6 +79,11 @@ def test_documented_examples_run_and_answer_as_documented(
         response = api.post(f"/users/{fresh_user}/adapt", json=example)
         assert response.status_code == 200, response.text
         check_answer(document, "/users/{user_id}/adapt", "post", response)
+    for name, act in (("FeedbackRequest", "feedback"), ("SuggestRequest", "suggest")):
+        for example in schemas[name]["examples"]:
+            response = api.post(f"/users/{fresh_user}/{act}", json=example)
+            assert response.status_code == 200, response.text
+            check_answer(document, f"/users/{{user_id}}/{act}", "post", response)
     for name in ("ScoreOneRequest", "ScoreManyRequest"):
         for example in schemas[name]["examples"]:
             response = api.post("/score", json=example)
