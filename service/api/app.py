@@ -39,6 +39,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
             for task in (
                 runtime.keep_house(),
                 runtime.watch_dependencies(),
+                runtime.checkpoints.watch(),
                 runtime.self_checks.repeat(),
                 measure_lag(runtime.metrics),
             )

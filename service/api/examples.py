@@ -17,6 +17,7 @@ _SCORED: Final[dict[str, Any]] = {
     "best_probability": [0.5, 0.824],
     "best_std": [0.0, 1.512],
     "truncated": [],
+    "carried": None,
 }
 _COLD: Final[dict[str, Any]] = {**_SCORED, "user_id": "bob", "user_state": "cold_start", "version": 0}
 _USER: Final[dict[str, Any]] = {
@@ -88,6 +89,57 @@ SELF_CHECK: Final[dict[str, Any]] = {
     "ended_at": 1767323045.5,
 }
 
+_CHECKPOINT: Final[dict[str, Any]] = {
+    "checkpoint_id": _CHECKPOINT_ID,
+    "name": "spring",
+    "heads_id": _HEADS_ID * 4,
+    "heads": 8,
+    "recipe": "map",
+    "backbone": "minilm",
+    "active": True,
+    "shadow": False,
+    "previous": False,
+    "healthy": True,
+    "maps": [],
+    "agreement": None,
+}
+CHECKPOINTS: Final[dict[str, Any]] = {
+    "active": _CHECKPOINT_ID,
+    "generation": 4,
+    "changed_at": "2026-01-02T03:04:05Z",
+    "checkpoints": [
+        _CHECKPOINT,
+        {
+            **_CHECKPOINT,
+            "checkpoint_id": "1f3a5c7e9b2d4f60",
+            "name": "summer",
+            "heads_id": "1d2b4e5f600f3a6c" * 4,
+            "heads": 16,
+            "active": False,
+            "shadow": True,
+            "maps": [
+                {
+                    "from_name": "spring",
+                    "from_checkpoint_id": _CHECKPOINT_ID,
+                    "from_heads_id": _HEADS_ID * 4,
+                    "fidelity": 0.97,
+                    "fidelity_low": 0.93,
+                    "differences_fidelity": 0.91,
+                    "used": True,
+                }
+            ],
+            "agreement": {
+                "items": 5120,
+                "same_best": 0.91,
+                "kendall_tau": 0.84,
+                "probability_difference": 0.04,
+                "dropped": 3,
+                "failed": 0,
+            },
+        },
+    ],
+}
+
 # By the name of the model.
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "AdaptResponse": {**_CHANGE, "pairs_received": 8},
@@ -143,12 +195,14 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "InfoOut": {
         "version": "0.1.0",
         "checkpoint": {"name": "demo", "checkpoint_id": _CHECKPOINT_ID, "recipe": "map", "heads": 8},
+        "checkpoints": [{"name": "demo", "checkpoint_id": _CHECKPOINT_ID, "heads": 8, "active": True, "shadow": False}],
         "backbone": {"id": "minilm", "hidden_size": 384, "max_tokens": 512, "dtype": "float32", "device": "cpu"},
         "limits": {"max_pairs": 1000, "max_completions": 4096, "max_text_bytes": 262144},
     },
     "LiveOut": {"live": True},
     "ReadyOut": {"ready": True, "degraded": []},
     "SelfCheckOut": SELF_CHECK,
+    "CheckpointsOut": CHECKPOINTS,
     "Problem": {
         "type": "urn:metareward:problem:invalid-input",
         "title": "Invalid input",

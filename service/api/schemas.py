@@ -167,6 +167,12 @@ class ScoreResult(BaseModel):
         "where the recipe has no posterior.",
     )
     truncated: list[int] = Field(description="Indices of the completions that were shortened.")
+    carried: Literal["exact", "linear", "retained", "start"] | None = Field(
+        None,
+        description="How the weights came from another checkpoint. exact: from what was measured with this one's "
+        "heads; linear: through a map from other heads; retained: measured anew from what is kept; start: this one "
+        "sees nothing of what the user said. null: they were solved for it when the user last said something.",
+    )
 
 
 class ScoreOneResponse(ScoreResult):
@@ -188,7 +194,8 @@ class InfoOut(BaseModel):
     """What this server serves."""
 
     version: str
-    checkpoint: dict[str, Any]
+    checkpoint: dict[str, Any] = Field(description="The one that answers.")
+    checkpoints: list[dict[str, Any]] = Field(description="All that are loaded here.")
     backbone: dict[str, Any]
     limits: dict[str, Any]
 

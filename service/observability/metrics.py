@@ -21,6 +21,7 @@ TEXT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # A loss in nats that falls by ln 2 went from a coin's toss to certainty.
 LOSS_BUCKETS = (-0.1, 0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
 
+PROBABILITY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 # Loops that lag by more than a few milliseconds make every request of the process wait as long.
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -213,6 +214,39 @@ class Metrics(_Family):
         )
         self.suggestions = self._counter("suggestions", "Questions that /suggest would ask users.")
         # Checkpoints
+        self.checkpoint_active = self._gauge(
+            "checkpoint_active",
+            "1 for the loaded checkpoint that answers, 0 for the others.",
+            {"checkpoint": None, "name": None},
+        )
+        self.checkpoint_shadow = self._gauge(
+            "checkpoint_shadow",
+            "1 for the loaded checkpoint that scores beside the one that answers, 0 for the others.",
+            {"checkpoint": None, "name": None},
+        )
+        self.checkpoint_missing = self._gauge(
+            "checkpoint_missing", "1 while the checkpoint that all replicas are to answer with is not loaded here."
+        )
+        self.shadow_requests = self._counter(
+            "shadow_requests",
+            "Requests to /score that the shadow was to score too; dropped: too many were under way.",
+            {"result": ("compared", "dropped", "failed")},
+        )
+        self.shadow_best = self._counter(
+            "shadow_best",
+            "Items that both checkpoints scored, by whether they found the same completion best.",
+            {"agreement": ("same", "other")},
+        )
+        self.shadow_pairs = self._counter(
+            "shadow_pairs",
+            "Pairs of completions that both checkpoints ordered, by whether they ordered them alike.",
+            {"agreement": ("same", "other")},
+        )
+        self.shadow_difference = self._histogram(
+            "shadow_probability_difference",
+            "How far apart the probabilities of preference of an item's pairs are, mean over pairs.",
+            buckets=PROBABILITY_BUCKETS,
+        )
         self.carried_users = self._counter(
             "users_carried",
             "Users of another checkpoint that were solved for under one that scores, by what they said: exact, it was "

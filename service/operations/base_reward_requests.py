@@ -61,6 +61,7 @@ class LookedUp:
         entries: What the caches know of each.
         missing: Indices of the texts that the engine must compute.
         deadline: When the caller's request is given up, on the monotonic clock; None for never.
+        metered: Whether the tenant pays for what is computed.
     """
 
     tenant_id: str
@@ -71,6 +72,7 @@ class LookedUp:
     entries: list[CachedBaseRewards | None]
     missing: Sequence[int]
     deadline: float | None = None
+    metered: bool = True
 
 
 @dataclass(slots=True)

@@ -90,16 +90,16 @@ class BaseRewardReader:
         """Whether the caller may learn how long its texts took: in a shared cache that tells what others scored."""
         return self._cache_scope == "tenant"
 
-    async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> BaseRewards:
+    async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool, metered: bool = True) -> BaseRewards:
         """Base rewards of `texts`, from the caches or the engine: `look_up`, then `complete`.
 
         Raises:
             See both.
         """
-        return await self.complete(await self.look_up(tenant_id, texts, truncate=truncate))
+        return await self.complete(await self.look_up(tenant_id, texts, truncate=truncate, metered=metered))
 
-    async def look_up(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> LookedUp:
-        """What the caches know of `texts`; to be completed soon.
+    async def look_up(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool, metered: bool = True) -> LookedUp:
+        """What the caches know of `texts`; to be completed soon. The tenant pays for the rest where it is `metered`.
 
         Raises:
             Overloaded: Texts are missing, and the engine's queue is full; nothing was done yet.
@@ -120,7 +120,7 @@ class BaseRewardReader:
         if missing:
             self._require_room(len(missing), self._keys.scope(scope))
         deadline = None if self._timeout_s is None else now + self._timeout_s
-        return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing, deadline)
+        return LookedUp(tenant_id, scope, texts, truncate, keys, entries, missing, deadline, metered)
 
     async def complete(self, looked_up: LookedUp) -> BaseRewards:
         """Base rewards of all texts; those that are missing come from the engine.
@@ -145,7 +145,7 @@ class BaseRewardReader:
                     tokenise.attributes = {"texts": len(missing), "tokens": tokens}
                 with self._metrics.stage("engine") as engine:
                     engine.attributes = {"texts": len(missing), "tokens": tokens}
-                    async with self._metered(looked_up.tenant_id, tokens) as usage:
+                    async with self._metered(looked_up, tokens) as usage:
                         computed = await self._compute(looked_up, tokenised, usage, claims)
             finally:
                 if claims is not None:
@@ -164,10 +164,11 @@ class BaseRewardReader:
         )
 
     @contextlib.asynccontextmanager
-    async def _metered(self, tenant_id: str, tokens: int) -> AsyncIterator[Usage]:
+    async def _metered(self, looked_up: LookedUp, tokens: int) -> AsyncIterator[Usage]:
         """Work that the tenant pays for; `tokens` is the most that it can cost."""
-        if self._meter is not None:
-            await self._meter.charge_tokens(tenant_id, tokens)
+        meter = self._meter if looked_up.metered else None
+        if meter is not None:
+            await meter.charge_tokens(looked_up.tenant_id, tokens)
         usage = Usage()
         try:
             yield usage
@@ -178,8 +179,8 @@ class BaseRewardReader:
                 self._metrics.refusals.labels("queue").inc()
             raise
         finally:
-            if self._meter is not None:
-                await self._meter.settle_tokens(tenant_id, charged=tokens, used=usage.taken)
+            if meter is not None:
+                await meter.settle_tokens(looked_up.tenant_id, charged=tokens, used=usage.taken)
 
     async def _ask_shared(
         self,
@@ -301,7 +302,7 @@ class BaseRewardReader:
         looked_up = LookedUp(tenant_id, scope, texts, truncate, keys, [None] * len(texts), range(len(texts)), deadline)
         tokenised = await asyncio.to_thread(self._tokenise, texts, truncate)
         tokens = sum(len(text.token_ids) for text in tokenised)
-        async with self._metered(tenant_id, tokens) as usage:
+        async with self._metered(looked_up, tokens) as usage:
             return np.array(await self._ask_engine(looked_up, keys, tokenised, usage))
 
     async def _ask_engine(

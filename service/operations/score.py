@@ -23,6 +23,7 @@ from service.mrm.combine import (
 )
 from service.observability.metrics import Metrics
 from service.operations.serving import ServedCheckpoint, Serving
+from service.operations.shadow import Shadow
 from service.operations.texts import Text
 from service.operations.user_states import ResolvedUser, Standing
 
@@ -56,7 +57,7 @@ class Scored:
 
     `best_probability` [n] is the probability that the user prefers the best completion to each, `best_std` [n] the
     posterior deviation of the two rewards' difference. `preference_probability` and `difference_std` [n, n] are None
-    where not asked for. Deviations are None where the recipe has no posterior.
+    where not asked for. Deviations are None where the recipe has no posterior. `carried` is that of `ResolvedUser`.
     """
 
     user_id: str
@@ -71,6 +72,7 @@ class Scored:
     preference_probability: list[list[float]] | None
     difference_std: list[list[float]] | None
     truncated: list[int]
+    carried: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,9 @@ class ScoreAnswer:
 class Score:
     """The use case behind `POST /score`."""
 
-    def __init__(self, *, serving: Serving, metrics: Metrics) -> None:
+    def __init__(self, *, serving: Serving, metrics: Metrics, shadow: Shadow | None = None) -> None:
         self._serving = serving
+        self._shadow = shadow
         self._metrics = metrics
         # Looking a label up costs more than counting.
         self._users_scored = {standing: metrics.users_scored.labels(standing) for standing in get_args(Standing)}
@@ -131,6 +134,8 @@ class Score:
             offset = end
             self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
+        if self._shadow is not None:
+            self._shadow.offer(served, tenant_id, items, [scored.rewards for scored in results], truncate=truncate)
         timings_ms = {"user": user_stage.seconds * 1e3}
         if base.tokens and served.base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
@@ -201,4 +206,5 @@ def _score_item(
         preference_probability=preference_probability(rewards_B).tolist() if return_pairwise else None,
         difference_std=None if std_BB is None else std_BB.tolist(),
         truncated=truncated,
+        carried=user.carried,
     )

@@ -14,7 +14,7 @@ from service.operations.base_rewards import BaseRewardReader
 from service.operations.engine import Engine
 from service.operations.texts import Text
 from service.operations.user_states import UserStates
-from service.store.records import HeadsView, StoredUser
+from service.store.records import HeadsView, ServingRow, StoredUser
 from service.store.shared import SharedUsers
 
 
@@ -66,10 +66,12 @@ class Serving:
     """Which of the loaded checkpoints answers now. Lives on one event loop."""
 
     def __init__(self, loaded: Sequence[ServedCheckpoint], shared: SharedUsers | None = None) -> None:
-        """The first of `loaded` is active; `shared` is what the replicas tell one another by."""
+        """The first of `loaded` is active until `follow`; `shared` is what the replicas tell one another by."""
         self._shared = shared
         self._loaded = {served.checkpoint_id: served for served in loaded}
-        self._active = loaded[0]
+        self._default = self._active = loaded[0]
+        self._shadow: ServedCheckpoint | None = None
+        self._row: ServingRow | None = None
 
     @property
     def active(self) -> ServedCheckpoint:
@@ -77,9 +79,48 @@ class Serving:
         return self._active
 
     @property
+    def shadow(self) -> ServedCheckpoint | None:
+        """The one that scores beside it and answers nobody."""
+        return self._shadow
+
+    @property
     def loaded(self) -> Sequence[ServedCheckpoint]:
         """All that could answer."""
         return list(self._loaded.values())
+
+    @property
+    def row(self) -> ServingRow | None:
+        """What all replicas are to serve, as last followed; None where nothing was ever activated."""
+        return self._row
+
+    @property
+    def missing(self) -> str | None:
+        """The checkpoint that should answer and is not loaded here."""
+        return None if self._row is None or self._row.active in self._loaded else self._row.active
+
+    def get(self, checkpoint_id: str) -> ServedCheckpoint | None:
+        """A loaded checkpoint."""
+        return self._loaded.get(checkpoint_id)
+
+    def follow(self, row: ServingRow | None) -> None:
+        """Serve what `row` says. Where its active one is not loaded, the one that answers goes on."""
+        self._row = row
+        if row is None:
+            self._active, self._shadow = self._default, None
+            return
+        self._active = self._loaded.get(row.active, self._active)
+        shadow = None if row.shadow is None else self._loaded.get(row.shadow)
+        self._shadow = None if shadow is self._active else shadow
+
+    def shortcomings(self) -> list[str]:
+        """What this process should serve and cannot."""
+        if self.missing is None:
+            return []
+        active = self._active
+        return [
+            f"checkpoint: {self.missing} is active and not loaded here, so {active.checkpoint_id} "
+            f"({active.checkpoint.name}) answers; name its directory in CHECKPOINTS and start again"
+        ]
 
     def publish(self, user: StoredUser) -> None:
         """Remember a user as just committed."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from service import __version__
 from service.backbone.golden import GOLDEN_TEXTS
-from service.checkpoints import Checkpoint
 from service.errors import MetarewardError
 from service.observability.metrics import Metrics
 from service.operations.access import Access
 from service.operations.adapt import Adapt
 from service.operations.changes import UserChanges
+from service.operations.checkpoints import Checkpoints
 from service.operations.feedback import Feedback
 from service.operations.feedback_events import SOURCES, FeedbackNoise
 from service.operations.lifecycle import Lifecycle
@@ -26,6 +26,7 @@ from service.operations.readiness import ReadinessCheck
 from service.operations.score import Score
 from service.operations.self_check import SelfChecks
 from service.operations.serving import Serving
+from service.operations.shadow import Shadow
 from service.operations.solving import Solver
 from service.operations.suggest import Suggest
 from service.operations.telling import Telling
@@ -37,10 +38,12 @@ from service.runtime.checkpoints import load_checkpoints
 from service.runtime.database import open_users_database
 from service.runtime.engine import open_engines
 from service.runtime.engine_parts import EngineParts
+from service.runtime.info import info_of, personalises
 from service.runtime.secret import read_secret
 from service.runtime.serving import open_serving
 from service.settings import Settings
 from service.store.database import Database
+from service.store.serving import ServingRepository
 from service.store.users import UserRepository
 from service.worker.selfcheck import Verdict
 
@@ -67,10 +70,12 @@ class Runtime:
     suggest: Suggest
     users: Users
     serving: Serving
+    checkpoints: Checkpoints
+    shadow: Shadow
     readiness: ReadinessCheck
     self_checks: SelfChecks
     lifecycle: Lifecycle
-    info: dict[str, Any]
+    info: Callable[[], dict[str, Any]]
     metrics: Metrics
     repository: UserRepository
     database: Database
@@ -110,6 +115,7 @@ class Runtime:
 
     async def leave(self) -> None:
         """Let go of what lives on this event loop; before `close`."""
+        await self.shadow.close()
         await self.self_checks.close()
         if self.redis is not None:
             await self.redis.close()
@@ -120,6 +126,7 @@ class Runtime:
             parts.close()
         self.executor.shutdown()
         self.readiness.close()
+        self.checkpoints.close()
         self.access.close()
         self.database.close()
 
@@ -191,17 +198,27 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
     metrics.worker.queue_tokens.set_function(lambda: sum(engine.queued_tokens for engine in distinct))
     metrics.worker.healthy.set_function(lambda: serving.active.engine.healthy)
     metrics.database_connections.set_function(lambda: database.connections_in_use)
-    first = checkpoints[0]
-    metrics.build.labels(__version__, first.checkpoint_id, first.heads_id).set(1)
+    by_id = {checkpoint.checkpoint_id: parts for checkpoint, parts in zip(checkpoints, engines, strict=True)}
+    shadow = Shadow(serving=serving, metrics=metrics)
+    serving_checkpoints = Checkpoints(
+        serving=serving,
+        repository=ServingRepository(database),
+        shadow=shadow,
+        metrics=metrics,
+        version=__version__,
+    )
+    serving_checkpoints.begin()
     return Runtime(
         access=open_access(settings, database, limits, metrics),
         adapt=Adapt(telling=telling, groups=GroupKeys(secret)),
         changes=changes,
         feedback=Feedback(telling=telling, noise=feedback_noise(settings), metrics=metrics),
-        score=Score(serving=serving, metrics=metrics),
+        score=Score(serving=serving, metrics=metrics, shadow=shadow),
         suggest=Suggest(serving=serving, repository=repository, executor=executor, metrics=metrics),
         users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
         serving=serving,
+        checkpoints=serving_checkpoints,
+        shadow=shadow,
         readiness=ReadinessCheck(
             engine=lambda: serving.active.engine,
             database=database,
@@ -209,10 +226,11 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
             redis=None if redis is None else redis.client,
             metrics=metrics,
             self_checks=self_checks,
+            shortcomings=serving.shortcomings,
         ),
         self_checks=self_checks,
         lifecycle=lifecycle,
-        info=_info(settings, first, engines[0]),
+        info=lambda: info_of(settings, serving, by_id),
         metrics=metrics,
         repository=repository,
         database=database,
@@ -234,32 +252,3 @@ def feedback_noise(settings: Settings) -> FeedbackNoise:
     """How far each kind of event is to be trusted."""
     by_source = {source: float(getattr(settings, f"feedback_noise_{source}")) for source in SOURCES}
     return FeedbackNoise(by_source, settings.feedback_noise_alone)
-
-
-def personalises(checkpoint: Checkpoint) -> bool | None:
-    """Whether users' weights move at all under this checkpoint, as its training found; None where it did not say."""
-    found = checkpoint.training.get("personalises")
-    return found if isinstance(found, bool) else None
-
-
-def _info(settings: Settings, checkpoint: Checkpoint, parts: EngineParts) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "checkpoint": {
-            "name": checkpoint.name,
-            "checkpoint_id": checkpoint.checkpoint_id,
-            "heads_id": checkpoint.heads_id,
-            "recipe": checkpoint.recipe,
-            "heads": checkpoint.heads,
-            "personalises": personalises(checkpoint),
-        },
-        "backbone": parts.description,
-        "limits": {
-            "max_pairs": settings.max_pairs,
-            "max_completions": settings.max_completions,
-            "max_text_bytes": settings.max_text_bytes,
-            "max_body_bytes": settings.max_body_bytes,
-            "max_tokens": parts.renderer.max_tokens,
-            "support_limit": settings.support_limit,
-        },
-    }

@@ -28,6 +28,10 @@ ROUTES = {
     ("/users/{user_id}/evidence", "delete"),
     ("/users/{user_id}/export", "get"),
     ("/admin/self-check", "post"),
+    ("/admin/checkpoints", "get"),
+    ("/admin/checkpoints/activate", "post"),
+    ("/admin/checkpoints/rollback", "post"),
+    ("/admin/checkpoints/shadow", "post"),
     ("/info", "get"),
     ("/live", "get"),
     ("/ready", "get"),
@@ -136,6 +140,13 @@ def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str
         ("/users/{user_id}", "delete", f"/users/{fresh_user}", None),
         ("/admin/self-check", "post", "/admin/self-check", {}),
         ("/admin/self-check", "post", "/admin/self-check", {"x": 1}),
+        ("/admin/checkpoints", "get", "/admin/checkpoints", None),
+        ("/admin/checkpoints/rollback", "post", "/admin/checkpoints/rollback", {}),
+        *(
+            (f"/admin/checkpoints/{name}", "post", f"/admin/checkpoints/{name}", {"checkpoint_id": checkpoint_id})
+            for name in ("activate", "shadow")
+            for checkpoint_id in ("0" * 16, "no id", None)
+        ),
         ("/info", "get", "/info", None),
         ("/live", "get", "/live", None),
         ("/ready", "get", "/ready", None),

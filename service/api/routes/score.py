@@ -64,6 +64,7 @@ def _result(scored: Scored) -> dict[str, Any]:
         "best_probability": scored.best_probability,
         "best_std": scored.best_std,
         "truncated": scored.truncated,
+        "carried": scored.carried,
     }
     if scored.base_rewards is not None:
         result["base_rewards"] = scored.base_rewards

@@ -21,8 +21,8 @@ router = APIRouter(tags=["status"], route_class=RoleRoute)
     summary="What this server serves",
 )
 async def info(request: Request) -> Response:
-    """Checkpoint, backbone and limits."""
-    return json_response(runtime_of(request).info)
+    """The checkpoint that answers, its backbone, what else is loaded, and limits."""
+    return json_response(runtime_of(request).info())
 
 
 @router.get(
