@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from sqlalchemy import text
 
 from service.store import (
     Append,
@@ -21,10 +22,20 @@ from service.store import (
     StoredEvidence,
     StoredUser,
     UserRepository,
+    open_database,
 )
 from service.store.records import Matrix
 
 HEADS, CHECKPOINT = "heads-a", "checkpoint-a"
+
+
+def empty(url: str) -> None:
+    """Delete every user of a database, with all that hangs on them, and what serves."""
+    database = open_database(url)
+    with database.engine.begin() as connection:
+        for table in ("users", "serving"):
+            connection.execute(text(f"DELETE FROM {table}"))
+    database.close()
 
 
 class Clock:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from sqlalchemy import text
-from storing import Clock, repository, seen_from
+from storing import Clock, empty, repository, seen_from
 
 from service.errors import Conflict, InvalidInput, NotFound
 from service.store import (
@@ -30,6 +30,13 @@ from service.store import (
 from service.store.serials import Serials
 
 IDS = "abcdefg"
+
+
+@pytest.fixture
+def database_url(lasting_url: str) -> Iterator[str]:
+    """A database without users, whose next user has an incarnation that no earlier one had."""
+    yield lasting_url
+    empty(lasting_url)
 
 
 def said(evidence_id: str, content: int) -> NewEvidence:
