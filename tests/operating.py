@@ -126,10 +126,11 @@ class Operations:
         self.metrics = metrics or Metrics()
         self.repository = UserRepository(database, 100, 60.0, history_versions=history_versions)
         self.solver = solver or Solver()
+        self.keys = TextKeys(b"secret", "bytes")
         self.base_rewards = BaseRewardReader(
             engine=self.engine,
             renderer=ByteRenderer(),
-            keys=TextKeys(b"secret", "bytes"),
+            keys=self.keys,
             cache=BaseRewardCache(1000, 60.0),
             cache_scope=cache_scope,
             metrics=self.metrics,
