@@ -80,6 +80,11 @@ def load(client: httpx.Client) -> None:
         answer = client.post("/users/somebody/adapt", json=pairs, headers={"Idempotency-Key": "k"})
         assert answer.status_code == 200
     assert client.post("/score", json=score | {"min_version": 1}).json()["user_state"] == "adapted"
+    candidates = [{"prompt": "Why?", "completions": ["Because.", "It depends."]}]
+    asked = client.post("/users/somebody/suggest", json={"candidates": candidates}).json()
+    assert [(each["a"], each["b"]) for each in asked["suggestions"]] == [(0, 1)]
+    copied = {"type": "copied", "prompt": "Why?", "completion": "Because."}
+    assert client.post("/users/somebody/feedback", json={"events": [copied]}).status_code == 200
     assert client.post("/score", json=score, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/ready").status_code == 200
 
@@ -162,17 +167,19 @@ def test_the_numbers_are_those_of_the_load(processes: dict[str, tuple[Samples, S
 
     assert grew("metareward_requests_total", route="/score", status="200") == 3
     assert grew("metareward_requests_total", route="/users/{user_id}/adapt", status="200") == 2
-    assert grew("metareward_adaptations_total", result="stored") == 1
+    assert grew("metareward_adaptations_total", result="stored") == 2  # one of them by feedback
     assert grew("metareward_adaptations_total", result="replayed") == 1
-    assert grew("metareward_pairs_stored_total") == 1
-    assert grew("metareward_adapt_loss_delta_count") == 1
+    assert grew("metareward_pairs_stored_total") == 2
+    assert grew("metareward_adapt_loss_delta_count") == 2
     assert grew("metareward_adapt_loss_delta_bucket", le="0.0") == 0
-    assert grew("metareward_adapt_loss_delta_bucket", le="+Inf") == 1
+    assert grew("metareward_adapt_loss_delta_bucket", le="+Inf") == 2
+    assert grew("metareward_feedback_events_total", source="copied") == 1
+    assert grew("metareward_suggestions_total") == 1
     assert grew("metareward_completions_scored_total") == 6
     assert grew("metareward_users_scored_total", standing="cold_start") == 1
     assert grew("metareward_users_scored_total", standing="adapted") == 2
-    assert grew("metareward_worker_texts_total", result="answered") == 2
-    for stage, times in {"user": 3, "cache": 5, "tokenise": 1, "engine": 1, "solve": 1, "store": 2}.items():
+    assert grew("metareward_worker_texts_total", result="answered") == 3
+    for stage, times in {"user": 4, "cache": 7, "tokenise": 2, "engine": 2, "solve": 2, "store": 3}.items():
         assert grew("metareward_stage_seconds_count", stage=stage) == times, stage
     assert "somebody" not in str(after)
 
