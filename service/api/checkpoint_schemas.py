@@ -6,26 +6,28 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.schemas import Strict
+
 CHECKPOINT_ID_PATTERN = r"^[0-9a-f]{16}$"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ActivateRequest(_Body):
+class ActivateRequest(Strict):
     """Which checkpoint is to answer."""
 
     checkpoint_id: str = Field(
         pattern=CHECKPOINT_ID_PATTERN, description="One that is loaded.", examples=["1f3a5c7e9b2d4f60"]
     )
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint_id": "1f3a5c7e9b2d4f60"}]})
 
-class CheckpointRollbackRequest(_Body):
+
+class CheckpointRollbackRequest(Strict):
     """Nothing to choose: send {}."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
-class ShadowRequest(_Body):
+
+class ShadowRequest(Strict):
     """Which checkpoint is to score beside the active one."""
 
     checkpoint_id: str | None = Field(
@@ -33,6 +35,8 @@ class ShadowRequest(_Body):
         description="One that is loaded and not active; null: none.",
         examples=["1f3a5c7e9b2d4f60"],
     )
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint_id": None}]})
 
 
 class MapOut(BaseModel):
