@@ -93,7 +93,8 @@ def _add(dialect: Any) -> Any:
         .limit(1)
     )
     statement = dialect.insert(PairRow).from_select([*_MEASURED, "heads_id", "diff"], like, include_defaults=False)
-    return statement.on_conflict_do_nothing(index_elements=["incarnation", "pair_id", "heads_id"])
+    kept = statement.on_conflict_do_nothing(index_elements=["incarnation", "pair_id", "heads_id"])
+    return kept.returning(PairRow.pair_id)
 
 
 _ADD = {"postgresql": _add(postgresql), "sqlite": _add(sqlite)}
@@ -273,7 +274,8 @@ class CarryOver:
             # Against a deletion at the same time, which would miss a row that comes after it.
             if not rows or connection.execute(_LOCK, {"incarnation": incarnation}).one_or_none() is None:
                 return 0
-            return sum(connection.execute(_ADD[connection.dialect.name], row).rowcount for row in rows)
+            add = _ADD[connection.dialect.name]
+            return sum(connection.execute(add, row).first() is not None for row in rows)
 
         return self._database.transaction(work)
 

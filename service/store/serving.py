@@ -47,7 +47,7 @@ class ServingRepository:
     def begin(self, checkpoint_id: str) -> ServingRow:
         """What serves now; `checkpoint_id` where nothing was ever activated."""
         found = self.get()
-        return found if found is not None else self._database.transaction(lambda c: self._locked(c, checkpoint_id)[0])
+        return found if found is not None else self._database.transaction(lambda c: self._locked(c, checkpoint_id))
 
     def activate(self, checkpoint_id: str) -> ServingRow:
         """Let `checkpoint_id` serve. Nothing changes where it does already; as a shadow it ends."""
@@ -91,9 +91,9 @@ class ServingRepository:
 
     def _change(self, change: Callable[[ServingRow], ServingRow], first: str | None = None) -> ServingRow:
         def work(connection: Connection) -> ServingRow:
-            row, made = self._locked(connection, first)
+            row = self._locked(connection, first)
             wanted = change(row)
-            if made or wanted == row:
+            if wanted == row:
                 return row
             wanted = replace(wanted, generation=row.generation + 1, changed_at=self._clock())
             connection.execute(
@@ -110,21 +110,20 @@ class ServingRepository:
 
         return self._database.transaction(work)
 
-    def _locked(self, connection: Connection, first: str | None) -> tuple[ServingRow, bool]:
-        """The row, locked, and whether it was made just now with `first` active.
+    def _locked(self, connection: Connection, first: str | None) -> ServingRow:
+        """The row, locked; where there is none it is made with `first` active.
 
         Raises:
             Conflict: There is none, and `first` is None.
         """
-        made = False
         if first is not None:
             blank = {"id": 1, "active": first, "previous": None, "shadow": None, "generation": 1}
             statement = _MAKE[connection.dialect.name]
-            made = connection.execute(statement, blank | {"changed_at": self._clock()}).rowcount == 1
+            connection.execute(statement, blank | {"changed_at": self._clock()})
         row = connection.execute(_LOCKED).one_or_none()
         if row is None:
             raise Conflict("No checkpoint was ever activated: activate one first.")
-        return _to_serving(row), made
+        return _to_serving(row)
 
 
 def _to_serving(row: Row[Any]) -> ServingRow:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from servers import PostgresServer
 from sqlalchemy import inspect, text
-from storing import adapt, new_pair, repository, sum_of_differences
+from storing import adapt, new_pair, repository, seen_from, sum_of_differences
 
 from service.errors import ConfigurationError, Unavailable
-from service.store import Database, open_database
+from service.store import Database, NewEvidence, Rollback, open_database
 from service.store.migrate import check, downgrade, require_current, upgrade
 from service.store.tables import Base
 
@@ -107,6 +108,27 @@ def test_the_version_before_reads_new_pairs_as_plain_ones_and_its_own_are_read(e
     downgrade(empty, "0002")
     with empty.engine.connect() as connection:
         assert connection.execute(text("SELECT strength FROM pairs")).scalars().all() == [1.0] * 4
+
+
+def test_going_down_keeps_what_the_version_before_reads_rightly_and_nothing_else(empty: Database) -> None:
+    upgrade(empty)
+    users = repository(empty)
+    adapt(users, [new_pair("replaced", retained=b"text"), new_pair("plain"), new_pair("strong", strength=2.0)])
+    tie, implied = new_pair("tie", tilt=-0.5), new_pair("implied", weight=0.25, source="regenerated")
+    rating = NewEvidence("rating", b"r", "rating", np.ones(3), grade=4.0)
+    adapt(users, [new_pair("plain"), new_pair("strong", strength=2.0), tie, implied, rating], mode="replace")
+    downgrade(empty, "0003")
+    with empty.engine.connect() as connection:
+        left = connection.execute(text("SELECT pair_id FROM pairs ORDER BY pair_id")).scalars().all()
+    assert left == ["plain", "strong"]
+    upgrade(empty)
+    assert check(empty) == []
+    outcome, _ = adapt(users, [new_pair("later")])
+    assert (outcome.version, outcome.pairs_total) == (3, 3)
+    outcome, _ = adapt(users, [new_pair("plain")], mode="replace")
+    assert (outcome.pairs_deleted, outcome.pairs_total) == (2, 1)
+    outcome, _ = users.change("tenant", "ada", Rollback(3), seen_from(), None, sum_of_differences)
+    assert (outcome.exact, outcome.pairs_total) == (True, 3)
 
 
 def test_a_table_that_is_in_use_for_long_is_not_waited_for(postgres: PostgresServer) -> None:
