@@ -20,6 +20,7 @@ from service.operations.changes import Changed, idempotency_of
 from service.operations.retention import RetainedTexts, read_retained
 from service.operations.said import PreferencePair, Ranking, Rating, Statement
 from service.operations.solving import DAY_S, Solver
+from service.operations.texts import Text
 from service.store import Database, open_database
 
 PROMPT = user_says("p")
@@ -236,6 +237,9 @@ def test_many_writers_of_one_user_take_one_thread(postgres_url: str) -> None:
 
     async def path() -> None:
         await say(operations, pair("a", "b"))
+        # Known texts wait for nothing, so that all fifty are at the store's door before anybody else.
+        texts = [Text(PROMPT, f"{side}{i}", "") for i in range(50) for side in "cd"]
+        await operations.base_rewards.read("t", texts, truncate=False)
         with psycopg.connect(postgres_url) as holder:
             holder.execute("SELECT 1 FROM users WHERE user_id = 'ada' FOR UPDATE")
             many = [asyncio.create_task(say(operations, pair(f"c{i}", f"d{i}"))) for i in range(50)]
