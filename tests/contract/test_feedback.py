@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from documented import check_answer
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "How do I descale a kettle?"
 TEXTS = ["Vinegar, an hour, rinse.", "There are, perhaps, many ways to do it...", "Buy a new one.", "Ask a friend."]
 EVENTS: dict[str, dict[str, Any]] = {
@@ -204,3 +207,16 @@ def test_errors_of_feedback_do_not_echo_texts(api: httpx.Client, fresh_user: str
                             headers={"content-type": "application/json"})  # fmt: skip
         assert response.status_code == 422
         assert secret not in response.text
+
+
+def test_the_examples_of_the_page_run(api: httpx.Client, fresh_user: str) -> None:
+    page = (ROOT / "docs/feedback.md").read_text()
+    calls = re.findall(r"curl -s http://127\.0\.0\.1:8000(\S+) .*? -d '(.*?)'\n```", page, re.DOTALL)
+    assert [path for path, _ in calls] == ["/users/ada/suggest", "/users/ada/feedback", "/score"]
+    for path, body in calls:
+        assert isinstance(json.loads(body), dict)
+        response = api.post(path.replace("ada", fresh_user), content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 200, response.text
+        if path.endswith("/feedback"):
+            assert response.json()["events_received"] == 6
+            assert set(response.json()["stored_by_source"]) == set(EVENTS)
