@@ -23,7 +23,7 @@ from service.operations.retention import RetainedHiddenStates, RetainedTexts, re
 from service.operations.solving import Solver
 from service.operations.texts import Text
 from service.store.carry_over import CarryOver
-from service.store.records import EvidenceKind, HeadsView, StoredEvidence, StoredUser, Vector
+from service.store.records import HeadsView, NewEvidence, StoredEvidence, StoredUser, Vector
 from service.store.users import UserRepository
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Retained:
             if isinstance(kept, RetainedTexts):
                 texts.append((evidence, kept))
             elif evidence.heads_id in self._same_backbone:
-                measured[evidence.evidence_id] = _statement(evidence.kind, self._apply(kept))
+                measured[evidence.evidence_id] = statement_of(evidence, self._apply(kept))
         batch: list[tuple[StoredEvidence, RetainedTexts]] = []
         for each in texts:
             batch.append(each)
@@ -194,13 +194,16 @@ class Retained:
         measured, first = {}, 0
         for evidence, kept in batch:
             rewards_NK = base.rewards_BK[first : first + len(kept.completions)]
-            measured[evidence.evidence_id] = _statement(evidence.kind, rewards_NK)
+            measured[evidence.evidence_id] = statement_of(evidence, rewards_NK)
             first += len(kept.completions)
         return measured
 
 
-def _statement(kind: EvidenceKind, rewards_NK: npt.NDArray[np.float64]) -> Vector:
+def statement_of(evidence: NewEvidence | StoredEvidence, rewards_NK: npt.NDArray[np.float64]) -> Vector:
     """Base rewards of a statement's texts [n, K] as `NewEvidence` has them."""
-    if kind == "pair":
+    if evidence.kind == "pair":
         return np.asarray(rewards_NK[0] - rewards_NK[1])
-    return rewards_NK[0] if kind == "rating" else rewards_NK
+    if evidence.kind == "rating":
+        return np.asarray(rewards_NK[0])
+    # A text that was ranked against the average one: that is no text, and has the place behind the last.
+    return np.concatenate([rewards_NK, np.zeros((len(evidence.ranks or ()) - len(rewards_NK), rewards_NK.shape[1]))])

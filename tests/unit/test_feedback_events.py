@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from service.mrm import GaussianStart, Support, solve
 from service.mrm.statements import ranking_stages, uniform_choice_noise
+from service.operations.carry import statement_of
 from service.operations.feedback_events import SOURCES, FeedbackEvent, FeedbackNoise, Source, issues_of, measure_event
 from service.store.records import NewEvidence
 
@@ -33,9 +34,9 @@ def evidence(of: FeedbackEvent, noise: FeedbackNoise = NOISE) -> list[NewEvidenc
     phi_BK = np.array([np.full(3, 9.0), *PHI_NK[places]])
     found = measure_event(of, keys, phi_BK, 1, noise)
     for each in found:
-        texts_NK = phi_BK[list(each.texts)]
-        said = texts_NK[0] - texts_NK[1] if each.evidence.kind == "pair" else texts_NK
-        np.testing.assert_array_equal(each.evidence.base_rewards[: len(said)], said)
+        # What is retained of it is enough to measure it anew.
+        anew = statement_of(each.evidence, phi_BK[list(each.texts)])
+        np.testing.assert_array_equal(each.evidence.base_rewards, anew)
     return [each.evidence for each in found]
 
 
