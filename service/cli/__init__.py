@@ -15,6 +15,7 @@ from service.cli.embed import embed
 from service.cli.evaluate import evaluate
 from service.cli.experiment import experiment
 from service.cli.keys import app as keys_app
+from service.cli.readapt import readapt
 from service.cli.selfcheck import selfcheck
 from service.cli.serve import serve
 from service.cli.simulate import simulate
@@ -38,6 +39,7 @@ app.command()(embed)
 app.command()(train)
 app.command()(evaluate)
 app.command()(experiment)
+app.command()(readapt)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(database_app, name="db")
 app.add_typer(keys_app, name="keys")

@@ -1,4 +1,4 @@
-"""`metareward checkpoint show|verify|import|export-hf`."""
+"""`metareward checkpoint show|verify|link|import|export-hf`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from service.checkpoints import BackboneIdentity, Golden
+    from service.checkpoints import BackboneIdentity, Checkpoint, Golden
 
 app = typer.Typer(
     help="Look at a checkpoint, prove that it is whole, import a published one, or export it for other engines.",
@@ -43,6 +43,7 @@ def show(directory: Directory = DEMO_CHECKPOINT) -> None:
         "K x D": f"{checkpoint.heads} x {checkpoint.backbone.hidden_size}",
         "backbone": checkpoint.backbone.id,
         "start": np.array2string(start.weights_K, precision=3, max_line_width=100),
+        **{f"map from {each.name}": f"fidelity {each.fidelity.mean:.3f}" for each in checkpoint.maps},
         **{name: str(value) for name, value in checkpoint.training.items()},
     }
     for name, value in rows.items():
@@ -71,6 +72,46 @@ def verify(
         worker, result = start_worker(checkpoint, loaded, max_batch_tokens=8192, max_queue_tokens=65_536)
         worker.stop(drain=True, timeout_s=10.0)
         typer.echo(f"engine: {result}")
+
+
+@app.command(epilog="Example: metareward checkpoint link runs/summer --from runs/spring --data runs/embedded")
+def link(
+    directory: Annotated[Path, typer.Argument(metavar="NEW", help="Checkpoint directory; maps are written into it.")],
+    old: Annotated[Path, typer.Option("--from", help="Directory of the checkpoint whose users are to be carried.")],
+    data: Annotated[Path, typer.Option(help="Embedded data set of their backbone, as `metareward embed` writes it.")],
+    seed: Annotated[int, typer.Option(min=0, help="Decides which differences are held out.")] = 0,
+) -> None:
+    """Compute how users of another checkpoint are carried to this one, and how much of their rewards survives.
+
+    Both checkpoints keep their ids. A map from the same heads is replaced; maps from others stay.
+    """
+    from service.checkpoints import load_checkpoint
+
+    linked = link_checkpoint(load_checkpoint(directory), old, data, seed)
+    linked.save(directory)
+    typer.echo(f"{directory}: linked; checkpoint_id {linked.checkpoint_id} as before")
+
+
+def link_checkpoint(checkpoint: Checkpoint, old: Path, data: Path, seed: int = 0) -> Checkpoint:
+    """The checkpoint with a map from the one in `old`, which is told of on stdout.
+
+    Raises:
+        ConfigurationError: The checkpoints and the data set do not fit.
+    """
+    import dataclasses
+
+    from service.checkpoints import load_checkpoint
+    from service.datasets.embedded import EmbeddedDataset
+    from service.training.link import link as link_to
+
+    made = link_to(checkpoint, load_checkpoint(old), EmbeddedDataset.open(data), seed=seed)
+    typer.echo(
+        f"{made.name} -> {checkpoint.name}: rewards survive with correlation {made.fidelity.mean:.3f} "
+        f"(5 % of users below {made.fidelity.low:.3f}); mapped differences agree with measured ones to "
+        f"{made.differences_fidelity:.3f}; fitted to {made.differences} differences, measured on {made.held_out} others"
+    )
+    others = tuple(each for each in checkpoint.maps if each.heads_id != made.heads_id)
+    return dataclasses.replace(checkpoint, maps=(*others, made))
 
 
 @app.command(

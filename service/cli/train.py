@@ -74,6 +74,10 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a checkpoint of other data or options in OUTPUT.")
     ] = False,
+    link_from: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint whose users are to be carried to this one: links it, as `checkpoint link` does."),
+    ] = None,
     inner_lr: mrm.InnerLr = None,
     inner_steps: mrm.InnerSteps = None,
     adapt_steps: mrm.AdaptSteps = None,
@@ -136,10 +140,15 @@ def train(
         if not force:
             refuse_another_fit(output, {**_identity(dataset, split, name, recipe), **config.identity()})
         mrm.train(dataset, split, output, name, config)
-        return
-    mrm.refuse(published, "eb")
-    dataset = EmbeddedDataset.open(data)
-    _train_empirical_bayes(dataset, split_or_only(dataset, split), output, name, heads, seed, texts, force)
+    else:
+        mrm.refuse(published, "eb")
+        dataset = EmbeddedDataset.open(data)
+        _train_empirical_bayes(dataset, split_or_only(dataset, split), output, name, heads, seed, texts, force)
+    if link_from is not None:
+        from service.checkpoints import load_checkpoint
+        from service.cli.checkpoint import link_checkpoint
+
+        link_checkpoint(load_checkpoint(output), link_from, data).save(output)
 
 
 def _train_empirical_bayes(

@@ -17,7 +17,9 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from service.checkpoints import Checkpoint
+from service.checkpoints import Checkpoint, MapFrom
+from service.mrm import UserState
+from service.mrm.carry import carry
 from service.operations.base_rewards import BaseRewardReader
 from service.operations.retention import RetainedHiddenStates, RetainedTexts, read_retained
 from service.operations.solving import Solver
@@ -73,26 +75,48 @@ def carry_user(
         Unavailable: The database does not answer.
     """
     support = repository.support_set(row.tenant_id, row.user_id, view)
-    state = solver(support.evidence, checkpoint).state
+    mapped = any(each.carried for each in support.evidence)
+    how = how_carried(bool(support.evidence), mapped, left_out=support.left_out, measured=measured)
+    linked = state_map(checkpoint, view, row.checkpoint_id) if how == "start" else None
+    if linked is None:
+        state, pairs = solver(support.evidence, checkpoint).state, support.total
+    else:
+        # What was said is out of reach, but not what it came to.
+        how, pairs = "linear", row.pairs
+        state = carry(UserState(row.weights_K, row.factor), linked.maps, linked.start, checkpoint.start)
     user = replace(
         row,
         checkpoint_id=checkpoint.checkpoint_id,
         heads_id=checkpoint.heads_id,
         weights_K=state.weights_K,
         factor=state.factor,
-        pairs=support.total,
-        carried=how_carried(support.evidence, support.left_out, measured=measured),
+        pairs=pairs,
+        carried=how,
     )
     return CarriedUser(user, support.evidence, support.left_out)
 
 
-def how_carried(evidence: Sequence[StoredEvidence], left_out: int, *, measured: bool = False) -> Carried:
-    """By what the weights came about: the least exact part of the evidence that was used; `start` where none was."""
-    if not evidence and left_out:
+def how_carried(seen: bool, mapped: bool, *, left_out: int, measured: bool = False) -> Carried:
+    """By what weights came about: the least exact part of the evidence that was used, or `start` where none could be.
+
+    Args:
+        seen: Whether any was used.
+        mapped: Whether any of it went through a map.
+        left_out: How much of it could not be used.
+        measured: Whether some of it was measured anew.
+    """
+    if not seen and left_out:
         return "start"
-    if any(each.carried for each in evidence):
+    if mapped:
         return "linear"
     return "retained" if measured else "exact"
+
+
+def state_map(checkpoint: Checkpoint, view: HeadsView, checkpoint_id: str) -> MapFrom | None:
+    """What carries weights that were solved for under another checkpoint, where a good enough map does."""
+    return next(
+        (each for each in checkpoint.maps if each.checkpoint_id == checkpoint_id and each.heads_id in view.maps), None
+    )
 
 
 class Retained:

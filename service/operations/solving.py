@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from service.checkpoints import Checkpoint
 from service.mrm import Support, UserState, solve
+from service.mrm.drift import Drift, assess
 from service.mrm.metrics import bradley_terry_loss, pair_accuracy
 from service.mrm.statements import TIE
-from service.operations.evidence import support_of
+from service.operations.evidence import ages_of, support_of
 from service.store.records import Report, StoredEvidence
 
 DAY_S = 86_400.0
+
+HalfLife = float | Literal["auto"] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,24 +29,68 @@ class Solved:
         support: The evidence, aged.
         state: Weights and posterior factor.
         half_life_s: The age at which evidence counted half; None where age did not matter.
+        drift: What the evidence says of changes of taste, where the solve asked it.
     """
 
     support: Support
     state: UserState
+    half_life_s: float | None
+    drift: Drift | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """Whether a user's taste changes.
+
+    Attributes:
+        drift: Nats per recent choice by which forgetting predicts better, 0 where it does not; None where there is too
+            little to tell.
+        half_life_s: The age at which evidence counts half in a solve; None where age does not matter.
+    """
+
+    drift: float | None
     half_life_s: float | None
 
 
 class Solver:
     """The one way from stored evidence to weights, for every checkpoint."""
 
-    def __init__(self, half_life_days: float | None = None) -> None:
-        """`half_life_days` is the age at which evidence counts half; None: age does not matter."""
-        self._half_life_s = None if half_life_days is None else half_life_days * DAY_S
+    def __init__(self, half_life: HalfLife = None) -> None:
+        """`half_life`: days after which evidence counts half; `auto`: found for each user; None: age never matters."""
+        self._auto = half_life == "auto"
+        self._half_life_s = half_life * DAY_S if isinstance(half_life, float | int) else None
+
+    @property
+    def by_user(self) -> bool:
+        """Whether every user's half-life is found for them alone, so that only `__call__` knows it."""
+        return self._auto
+
+    @property
+    def half_life_s(self) -> float | None:
+        """The age at which everybody's evidence counts half; None where age does not matter, or with `by_user`."""
+        return self._half_life_s
 
     def __call__(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Solved:
         """Solve on evidence that was measured with, or carried to, the heads of `checkpoint`."""
-        support = support_of(stored, checkpoint.heads, self._half_life_s)
-        return Solved(support, solve(support, checkpoint.start), self._half_life_s)
+        half_life_s, drift = self._half_life_s, None
+        support = support_of(stored, checkpoint.heads, half_life_s)
+        if self._auto:
+            drift = _assess(support, stored, checkpoint)
+            half_life_s = drift.half_life
+            if half_life_s is not None:
+                support = support_of(stored, checkpoint.heads, half_life_s)
+        return Solved(support, solve(support, checkpoint.start), half_life_s, drift)
+
+    def taste(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Taste:
+        """What evidence says of changes of taste: milliseconds, or tens of them for a thousand choices."""
+        drift = _assess(support_of(stored, checkpoint.heads), stored, checkpoint)
+        return Taste(drift.score, drift.half_life if self._auto else self._half_life_s)
+
+
+def _assess(support: Support, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Drift:
+    """Judge `support`, which is `stored` with nothing aged."""
+    ages_P, ages_R = ages_of(stored)
+    return assess(support, ages_P, checkpoint.start, ages_R)
 
 
 def report_of(solved: Solved, start: UserState) -> Report:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from service.checkpoints import Checkpoint, load_checkpoint
 from service.errors import ConfigurationError
 from service.settings import Settings
@@ -24,3 +26,27 @@ def load_checkpoints(settings: Settings) -> list[Checkpoint]:
                 )
         loaded.append(checkpoint)
     return loaded
+
+
+def find_checkpoint(settings: Settings, wanted: str, active: str | None) -> Checkpoint:
+    """One of the settings' checkpoints.
+
+    Args:
+        settings: All of them.
+        wanted: Its id or directory; empty for the active one.
+        active: The active one's id; None where nothing was ever activated, which means CHECKPOINT.
+
+    Raises:
+        ConfigurationError: It is none of them; the message lists them.
+    """
+    directories = (settings.checkpoint, *settings.further_checkpoints)
+    loaded = load_checkpoints(settings)
+    for directory, checkpoint in zip(directories, loaded, strict=True):
+        if wanted and (checkpoint.checkpoint_id == wanted or Path(wanted).resolve() == directory.resolve()):
+            return checkpoint
+        if not wanted and active in (None, checkpoint.checkpoint_id):
+            return checkpoint
+    known = ", ".join(f"{each.checkpoint_id} ({each.name})" for each in loaded)
+    raise ConfigurationError(
+        f"checkpoint {wanted or active} is none of {known}: name its directory in CHECKPOINT or CHECKPOINTS"
+    )

@@ -35,6 +35,7 @@ _NEXT = (
     .subquery()
 )
 _LAST = select(func.max(_NEXT.c.incarnation))
+_COUNT = select(func.count()).select_from(UserRow).where(UserRow.checkpoint_id != bindparam("checkpoint_id"))
 _OTHERS = (
     select(UserRow.__table__)
     .where(
@@ -128,6 +129,11 @@ class CarryOver:
     def __init__(self, database: Database, support_limit: int) -> None:
         self._database = database
         self._support_limit = support_limit
+
+    def count(self, checkpoint_id: str) -> int:
+        """How many users are not of `checkpoint_id`."""
+        with self._database.reading() as connection:
+            return int(connection.execute(_COUNT, {"checkpoint_id": checkpoint_id}).scalar_one())
 
     def page(self, checkpoint_id: str, after: int, size: int) -> tuple[list[StoredUser], int | None]:
         """Those of the next `size` users who are not of `checkpoint_id`, and the incarnation to go on behind.
