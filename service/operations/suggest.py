@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.backbone.protocol import Message
-from service.errors import Conflict
-from service.mrm.state import FloatArray
+from service.errors import Conflict, Unavailable
+from service.mrm.state import FloatArray, UserState
 from service.mrm.suggest import suggest
 from service.observability.metrics import Metrics
+from service.operations.base_reward_requests import BaseRewards
 from service.operations.evidence import support_of
 from service.operations.serving import ServedCheckpoint, Serving
 from service.operations.texts import Text
@@ -114,38 +115,49 @@ class Suggest:
             user = await served.users.resolve(tenant_id, user_id, min_version)
             asked_PK = await self._asked(served, tenant_id, user_id) if user.standing == "adapted" else None
         base = await served.base_rewards.complete(looked_up)
-        shortened = set(base.truncated)
-        places: list[tuple[int, int, int]] = []
-        rows: list[tuple[int, int]] = []
-        truncated: list[list[int]] = []
-        offset = 0
-        for index, candidate in enumerate(candidates):
-            size = len(candidate.completions)
-            truncated.append([i for i in range(size) if offset + i in shortened])
-            for a, b in itertools.combinations(range(size), 2):
-                if base.keys[offset + a] != base.keys[offset + b]:
-                    places.append((index, a, b))
-                    rows.append((offset + a, offset + b))
-            offset += size
-        questions: list[Question] = []
-        if rows:
-            first, second = np.array(rows).T
-            diffs_CK = base.rewards_BK[first] - base.rewards_BK[second]
-            # Milliseconds at most, but others' requests wait for this loop.
-            suggestions = await asyncio.to_thread(suggest, diffs_CK, user.state, count, asked_PK)
-            questions += [Question(*places[each.index], each.gain_nats, each.probability) for each in suggestions]
+        sizes = [len(candidate.completions) for candidate in candidates]
+        # Milliseconds at most, but others' requests wait for this loop.
+        questions = await asyncio.to_thread(_questions, sizes, base, user.state, count, asked_PK)
         self._metrics.suggestions.inc(len(questions))
         timings_ms = {"user": user_stage.seconds * 1e3}
         if base.tokens and served.base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
         if served.base_rewards.tells_times:
             timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        shortened = set(base.truncated)
+        offsets = itertools.accumulate(sizes, initial=0)
+        truncated = [
+            [i for i in range(size) if start + i in shortened] for start, size in zip(offsets, sizes, strict=False)
+        ]
         return Suggested(user_id, user.standing, user.version, questions, truncated, served.checkpoint_id, timings_ms)
 
-    async def _asked(self, served: ServedCheckpoint, tenant_id: str, user_id: str) -> FloatArray:
-        """Comparisons [P, K] that the user has made outright: to ask again would tell nothing."""
-        stored = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._repository.support, tenant_id, user_id, served.view
-        )
+    async def _asked(self, served: ServedCheckpoint, tenant_id: str, user_id: str) -> FloatArray | None:
+        """Comparisons [P, K] that the user has made outright: to ask again would tell nothing. None: not known now."""
+        try:
+            stored = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._repository.support, tenant_id, user_id, served.view
+            )
+        except Unavailable:
+            return None  # the user was remembered, and asking twice is better than not at all
         outright = [each for each in stored if each.source is None and each.kind != "rating"]
         return support_of(outright, served.checkpoint.heads).diffs_PK
+
+
+def _questions(
+    sizes: Sequence[int], base: BaseRewards, state: UserState, count: int, asked_PK: FloatArray | None
+) -> list[Question]:
+    """The best of all pairs of completions, of candidates of these sizes."""
+    places: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int]] = []
+    start = 0
+    for candidate, size in enumerate(sizes):
+        for a, b in itertools.combinations(range(size), 2):
+            if base.keys[start + a] != base.keys[start + b]:
+                places.append((candidate, a, b))
+                rows.append((start + a, start + b))
+        start += size
+    if not rows:
+        return []
+    first, second = np.array(rows).T
+    found = suggest(base.rewards_BK[first] - base.rewards_BK[second], state, count, asked_PK)
+    return [Question(*places[each.index], each.gain_nats, each.probability) for each in found]
