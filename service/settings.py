@@ -131,8 +131,10 @@ class Settings(BaseSettings):
         description="What is kept of evidence: base_rewards, K numbers a text; hidden_states, also what the backbone "
         "makes of it; texts, also prompt and completions.",
     )
-    half_life: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Days after which evidence counts half; empty: age never matters."
+    half_life: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        None,
+        description="Days after which evidence counts half; auto: found for each user, where their taste changes; "
+        "empty: age never matters.",
     )
 
     # What it accepts

@@ -167,7 +167,13 @@ class Operations:
         self.suggest = Suggest(
             serving=self.serving, repository=self.repository, executor=self.executor, metrics=self.metrics
         )
-        self.users = Users(repository=self.repository, executor=self.executor, serving=self.serving, turns=self.turns)
+        self.users = Users(
+            repository=self.repository,
+            executor=self.executor,
+            serving=self.serving,
+            turns=self.turns,
+            solver=self.solver,
+        )
 
 
 def told(statements: Sequence[Statement]) -> list[tuple[str, Statement]]:

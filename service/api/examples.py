@@ -190,7 +190,7 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
     },
     "ScoreOneResponse": {**_SCORED, "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
     "ScoreManyResponse": {"results": [_SCORED, _COLD], "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
-    "UserOut": _USER,
+    "UserOut": {**_USER, "drift": 0.0, "half_life_days": None},
     "UserPage": {"users": [_USER], "next": None},
     "InfoOut": {
         "version": "0.1.0",

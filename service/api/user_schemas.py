@@ -14,7 +14,7 @@ MAX_DELETED = 100
 """Ids in one request to delete evidence."""
 
 
-class UserOut(BaseModel):
+class UserListed(BaseModel):
     """A user's state."""
 
     user_id: str
@@ -26,10 +26,22 @@ class UserOut(BaseModel):
     updated_at: datetime
 
 
+class UserOut(UserListed):
+    """A user's state, and whether their taste changes."""
+
+    drift: float | None = Field(
+        description="Nats per recent choice by which forgetting what is old predicts this user better; 0: taste is as "
+        "before; null: too little was said to tell."
+    )
+    half_life_days: float | None = Field(
+        description="Age at which evidence of this user counts half (HALF_LIFE); null: age does not matter."
+    )
+
+
 class UserPage(BaseModel):
     """Users in the order of their ids."""
 
-    users: list[UserOut]
+    users: list[UserListed]
     next: str | None = Field(description="Pass it as `after` to get the next page; null on the last.")
 
 
@@ -122,7 +134,7 @@ class ExportedEvidence(EvidenceOut):
     hidden_states: Numbers | None = Field(description="Of each text, where hidden states are kept.")
 
 
-class ExportedUser(UserOut):
+class ExportedUser(UserListed):
     """The user's state."""
 
     heads_id: str

@@ -18,6 +18,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 TEXT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# A few hundredths of a nat per choice are the most that changes of taste can cost a predictor of plain choices.
+DRIFT_BUCKETS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # A loss in nats that falls by ln 2 went from a coin's toss to certainty.
 LOSS_BUCKETS = (-0.1, 0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
 
@@ -206,6 +208,12 @@ class Metrics(_Family):
             "adapt_loss_delta",
             "How far an adaptation lowered the loss of a user's own pairs, in nats a pair (it may rise: no `_sum`).",
             buckets=LOSS_BUCKETS,
+        )
+        self.user_drift = self._histogram(
+            "user_drift",
+            "Nats per recent choice by which forgetting predicts a user better; 0: taste as before. Of one user a "
+            "second who adapts, and said enough to tell; of all of them with HALF_LIFE=auto.",
+            buckets=DRIFT_BUCKETS,
         )
         self.feedback_events = self._counter(
             "feedback_events",

@@ -11,8 +11,9 @@ from service.errors import QuotaExceeded
 from service.observability.context import in_context
 from service.observability.metrics import Metrics
 from service.operations.commits import commit
+from service.operations.drift_watch import DriftWatch
 from service.operations.serving import ServedCheckpoint, Serving
-from service.operations.solving import Solver, report_of
+from service.operations.solving import Solved, Solver, report_of
 from service.operations.turns import Turns
 from service.store.records import (
     Append,
@@ -67,6 +68,7 @@ class UserChanges:
         self._metrics = metrics
         self._turns = turns
         self._solver = solver
+        self._drift = DriftWatch(solver=solver, metrics=metrics)
 
     async def __call__(
         self,
@@ -88,12 +90,14 @@ class UserChanges:
                 with the same Idempotency-Key to learn which.
         """
         solving = self._metrics.stage("solve")
+        seen: list[tuple[Solved, Sequence[StoredEvidence]]] = []
 
         def solve(stored: Sequence[StoredEvidence]) -> Solution:
             # Runs again where the transaction lost to another one: what is told is the solve that was stored.
             solving.begin()
             try:
                 solved = self._solver(stored, served.checkpoint)
+                seen[:] = [(solved, stored)]
                 report = report_of(solved, served.users.start)
                 return Solution(solved.state.weights_K, solved.state.factor, report)
             finally:
@@ -119,6 +123,8 @@ class UserChanges:
                 solving.attributes = {"pairs": outcome.pairs_total}
                 storing.inner = (solving,)
         self._count(change, outcome)
+        if seen and not outcome.replayed:
+            self._drift.note(*seen[0], served.checkpoint)
         return Changed(outcome, {"solve": solving.seconds * 1e3, "store": storing.seconds * 1e3})
 
     async def rollback(self, tenant_id: str, user_id: str, version: int, idempotency: Idempotency | None) -> Changed:

@@ -11,6 +11,7 @@ from service.errors import NotFound
 from service.observability.context import in_context
 from service.operations.commits import commit
 from service.operations.serving import Serving
+from service.operations.solving import Solver, Taste
 from service.operations.turns import Turns
 from service.store.records import KeptAnswer, StoredEvidence, StoredUser, StoredVersion, UserExport
 from service.store.users import UserRepository
@@ -23,20 +24,32 @@ Result = TypeVar("Result")
 class Users:
     """The use cases behind `/users`. They ask the database, never memory."""
 
-    def __init__(self, *, repository: UserRepository, executor: Executor, serving: Serving, turns: Turns) -> None:
+    def __init__(
+        self, *, repository: UserRepository, executor: Executor, serving: Serving, turns: Turns, solver: Solver
+    ) -> None:
         self._repository = repository
         self._executor = executor
         self._serving = serving
         self._turns = turns
+        self._solver = solver
 
-    async def get(self, tenant_id: str, user_id: str) -> StoredUser:
-        """One user.
+    async def get(self, tenant_id: str, user_id: str) -> tuple[StoredUser, Taste]:
+        """One user, and whether their taste changes.
 
         Raises:
             NotFound: Nobody of this id has adapted.
             Unavailable: The database does not answer.
         """
-        return await self._ask(lambda: self._repository.get(tenant_id, user_id))
+        served = self._serving.active
+
+        def look() -> tuple[StoredUser, Taste] | None:
+            user = self._repository.get(tenant_id, user_id)
+            if user is None:
+                return None
+            evidence = self._repository.support(tenant_id, user_id, served.view)
+            return user, self._solver.taste(evidence, served.checkpoint)
+
+        return await self._ask(look)
 
     async def page(self, tenant_id: str, after: str | None, limit: int) -> tuple[list[StoredUser], str | None]:
         """Up to `limit` users behind `after`, and the id to continue behind, or None on the last page."""

@@ -215,7 +215,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         feedback=Feedback(telling=telling, noise=feedback_noise(settings), metrics=metrics),
         score=Score(serving=serving, metrics=metrics, shadow=shadow),
         suggest=Suggest(serving=serving, repository=repository, executor=executor, metrics=metrics),
-        users=Users(repository=repository, executor=executor, serving=serving, turns=turns),
+        users=Users(repository=repository, executor=executor, serving=serving, turns=turns, solver=solver),
         serving=serving,
         checkpoints=serving_checkpoints,
         shadow=shadow,

@@ -46,6 +46,8 @@ UNEARNED = {
     "metareward_doubled_bos_total",
     "metareward_joined_texts_total",
     "metareward_selfchecks_total",
+    # Needs twelve choices of different times.
+    "metareward_user_drift",
 }
 # Gauges that a small load leaves at 0 between two scrapes.
 AT_REST = {

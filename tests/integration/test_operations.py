@@ -155,7 +155,7 @@ def test_tenants_do_not_see_each_others_users(database: Database) -> None:
             await operations.users.get("two", "ada")
         with pytest.raises(NotFound):
             await operations.users.erase("two", "ada")
-        assert (await operations.users.get("one", "ada")).version == 1
+        assert (await operations.users.get("one", "ada"))[0].version == 1
 
     asyncio.run(path())
 

@@ -138,7 +138,7 @@ def test_deleted_evidence_is_gone_for_good_and_all_or_none_of_it(database: Datab
         await say(operations, pair("a", "b", id="one"), pair("c", "d", id="two"))
         with pytest.raises(NotFound, match="three"):
             await operations.changes.delete("t", "ada", ["two", "three"], None)
-        assert (await operations.users.get("t", "ada")).version == 1
+        assert (await operations.users.get("t", "ada"))[0].version == 1
         deleted = (await operations.changes.delete("t", "ada", ["two", "two"], None)).outcome
         assert (deleted.pairs_deleted, deleted.pairs_total, deleted.weights) == (1, 1, only.weights)
         page, _ = await operations.users.evidence("t", "ada", None, 10)
@@ -216,7 +216,7 @@ def test_texts_are_kept_where_told_and_go_with_what_they_are_of(database: Databa
 
 
 def test_older_evidence_counts_less_where_told(database: Database) -> None:
-    operations = Operations(database, solver=Solver(half_life_days=10.0))
+    operations = Operations(database, solver=Solver(10.0))
     now = datetime.now(UTC)
     ages_days = (0.0, 5.0, 40.0)
 
@@ -229,6 +229,47 @@ def test_older_evidence_counts_less_where_told(database: Database) -> None:
         np.testing.assert_allclose(outcome.weights, expected.weights_K, atol=1e-12)
 
     run(path)
+
+
+def choices_by_the_first_head(now: datetime, turns_round: bool) -> list[PreferencePair]:
+    """One choice a day for 80 days, by the first base reward; for the last 30 perhaps against it."""
+    said = []
+    for day in range(80):
+        likes_more = (base(f"a{day}")[0] > base(f"b{day}")[0]) != (turns_round and day < 30)
+        sides = (f"a{day}", f"b{day}") if likes_more else (f"b{day}", f"a{day}")
+        said.append(pair(*sides, event_time=now - timedelta(days=day)))
+    return said
+
+
+@pytest.mark.parametrize("turns_round", [False, True])
+def test_a_taste_that_changes_is_told_and_followed(sqlite_url: str, turns_round: bool) -> None:
+    database = open_database(sqlite_url)
+    fixed, auto = Operations(database), Operations(database, solver=Solver("auto"))
+    said = choices_by_the_first_head(datetime.now(UTC), turns_round)
+
+    async def path() -> None:
+        outcome = (await say(fixed, *said)).outcome
+        _, taste = await fixed.users.get("t", "ada")
+        assert taste.half_life_s is None
+        assert taste.drift is not None
+        assert (taste.drift > 0.05) == turns_round
+        followed = (await say(auto, *said)).outcome
+        assert (followed.pairs_stored, followed.weights == outcome.weights) == (0, not turns_round)
+        _, taste = await auto.users.get("t", "ada")
+        assert (taste.half_life_s is not None) == turns_round
+        if taste.half_life_s is not None:
+            assert 1 < taste.half_life_s / DAY_S < 60
+            assert followed.weights[0] < outcome.weights[0]
+        # Seen by the metric: behind the answer, or with the solve that asked for it.
+        for operations in (fixed, auto):
+            value = operations.metrics.registry.get_sample_value
+            await until(lambda value=value: value("metareward_user_drift_count") == 1)  # type: ignore[misc]
+            assert value("metareward_user_drift_sum") == pytest.approx(taste.drift, abs=1e-6)
+
+    try:
+        run(path)
+    finally:
+        database.close()
 
 
 def test_many_writers_of_one_user_take_one_thread(postgres_url: str) -> None:

@@ -13,6 +13,7 @@ from service.api.json_route import json_response
 from service.api.limits import check_user_id
 from service.api.told import user_out
 from service.api.user_schemas import UserOut, UserPage
+from service.operations.solving import DAY_S
 
 router = APIRouter(tags=["users"], route_class=RoleRoute)
 
@@ -44,9 +45,11 @@ async def list_users(
     summary="A user's state",
 )
 async def get_user(request: Request, user_id: UserIdPath) -> Response:
-    """Version, weights and number of pairs of one user."""
+    """Version, weights and number of pairs of one user, and whether their taste changes."""
     check_user_id(user_id)
-    return json_response(user_out(await runtime_of(request).users.get(caller_of(request).tenant_id, user_id)))
+    user, taste = await runtime_of(request).users.get(caller_of(request).tenant_id, user_id)
+    half_life_days = None if taste.half_life_s is None else taste.half_life_s / DAY_S
+    return json_response(user_out(user) | {"drift": taste.drift, "half_life_days": half_life_days})
 
 
 @router.delete(
