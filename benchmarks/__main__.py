@@ -15,6 +15,7 @@ OTHERS = (
     "maml",
     "fit",
     "footprint",
+    "users_at_scale",
     "overload",
     "demo",
     "jester",
