@@ -37,7 +37,7 @@ from service.store.records import HeadsView
 from service.store.shared import SharedBaseRewards, SharedUsers
 from service.store.users import UserRepository
 
-HEADS = 3
+HEADS, HIDDEN = 3, 4
 NOISE = FeedbackNoise(dict.fromkeys(SOURCES, 0.2), alone=0.1)
 
 
@@ -60,13 +60,14 @@ class ByteRenderer:
 
 @dataclass
 class ToyEngine:
-    """Base rewards from a digest of the tokens; counts what it was asked."""
+    """Base rewards from a digest of the tokens, and behind them hidden states where told; counts what it was asked."""
 
     texts: list[tuple[int, ...]] = field(default_factory=list)
     failure: Exception | None = None
     healthy: bool = True
     queued_tokens: int = 0
     shared: bool = False
+    with_hidden: bool = False
 
     def check_room(self, tokens: int, *, scope: bytes = b"") -> None:
         if self.failure is not None:
@@ -81,7 +82,8 @@ class ToyEngine:
         for text in texts:
             self.texts.append(tuple(text))
             future: Future[np.ndarray] = Future()
-            future.set_result(toy_base_rewards(text))
+            answer = toy_base_rewards(text)
+            future.set_result(np.concatenate([answer, toy_hidden_state(text)]) if self.with_hidden else answer)
             futures.append(future)
         return futures
 
@@ -91,12 +93,17 @@ def toy_base_rewards(tokens: Sequence[int]) -> np.ndarray:
     return np.frombuffer(digest[: 4 * HEADS], dtype="<u4").astype(np.float64) / 2**31 - 1.0
 
 
+def toy_hidden_state(tokens: Sequence[int]) -> np.ndarray:
+    digest = hashlib.sha256(bytes(tokens)).digest()
+    return np.frombuffer(digest[-HIDDEN:], dtype=np.uint8).astype(np.float64)
+
+
 def toy_checkpoint(seed: int = 0) -> Checkpoint:
     rng = np.random.default_rng(seed)
     return Checkpoint(
         name="toy",
-        backbone=BackboneIdentity(id="toy", fingerprint="f", template_id="bytes", hidden_size=4),
-        A_KD=np.ones((HEADS, 4), dtype=np.float32),
+        backbone=BackboneIdentity(id="toy", fingerprint="f", template_id="bytes", hidden_size=HIDDEN),
+        A_KD=np.ones((HEADS, HIDDEN), dtype=np.float32),
         b_K=np.zeros(HEADS, dtype=np.float32),
         start=GaussianStart(rng.normal(size=HEADS), np.eye(HEADS), 1.0),
     )
@@ -121,7 +128,9 @@ class Operations:
         history_versions: int = 20,
     ) -> None:
         self.checkpoint = checkpoint or toy_checkpoint()
-        self.engine = ToyEngine()
+        with_hidden = retention == "hidden_states"
+        hidden_columns = slice(HEADS, HEADS + HIDDEN) if with_hidden else None
+        self.engine = ToyEngine(with_hidden=with_hidden)
         self.executor = ThreadPoolExecutor(4)
         self.metrics = metrics or Metrics()
         self.repository = UserRepository(database, 100, 60.0, history_versions=history_versions)
@@ -135,6 +144,7 @@ class Operations:
             cache_scope=cache_scope,
             metrics=self.metrics,
             shared=shared_base_rewards,
+            columns=slice(HEADS),
         )
         self.states = UserStates(
             repository=self.repository,
@@ -149,7 +159,8 @@ class Operations:
             revalidate_s=revalidate_s,
         )
         self.serving = Serving(
-            [ServedCheckpoint(self.checkpoint, self.base_rewards, self.states, self.engine)], shared_users
+            [ServedCheckpoint(self.checkpoint, self.base_rewards, self.states, self.engine, hidden_columns)],
+            shared_users,
         )
         self.turns = Turns()
         self.score = Score(serving=self.serving, metrics=self.metrics)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import psycopg
 import pytest
-from operating import Operations, told, toy_base_rewards, user_says
+from operating import Operations, told, toy_base_rewards, toy_hidden_state, user_says
 from sharing import until
 
 from service.errors import Conflict, InvalidInput, NotFound
@@ -213,6 +213,31 @@ def test_texts_are_kept_where_told_and_go_with_what_they_are_of(database: Databa
         assert (exported.retained, exported.evidence) == ({}, [])
 
     run(path)
+
+
+def test_hidden_states_are_kept_where_told_in_the_order_of_the_evidence(sqlite_url: str) -> None:
+    database = open_database(sqlite_url)
+    operations = Operations(database, retention="hidden_states")
+
+    def hidden(*completions: str) -> list[list[float]]:
+        return [toy_hidden_state(f"p|{completion}".encode()).tolist() for completion in completions]
+
+    async def path() -> None:
+        await operations.base_rewards.read("t", [Text(PROMPT, "a", "")], truncate=False)  # known, but not what it hides
+        await say(operations, pair("a", "b", id="pair"), Ranking(PROMPT, ["x", "y", "z"], [2, 0, 1], id="ranking"))
+        await say(operations, Rating(PROMPT, "x", 3, id="rating"))
+        exported = await operations.users.export("t", "ada")
+        kept = {name: read_retained(payload) for name, payload in exported.retained.items()}
+        expected = {"pair": hidden("a", "b"), "ranking": hidden("y", "z", "x"), "rating": hidden("x")}
+        assert {name: each.states_ND.tolist() for name, each in kept.items()} == expected  # type: ignore[union-attr]
+        by_id = {each.evidence_id: each.base_rewards for each in exported.evidence}
+        np.testing.assert_array_equal(by_id["ranking"], [base("y"), base("z"), base("x")])
+        assert len(operations.engine.texts) == 1 + 2 + 3 + 1, "base rewards came with them"
+
+    try:
+        run(path)
+    finally:
+        database.close()
 
 
 def test_older_evidence_counts_less_where_told(database: Database) -> None:
