@@ -18,7 +18,7 @@ router = APIRouter(tags=["users"], route_class=RoleRoute)
 @router.post(
     "/users/{user_id:path}/suggest",
     response_model=SuggestResponse,
-    responses=documented(409, 413, 415, 421, 422, 500, 503),
+    responses=documented(404, 409, 413, 415, 421, 422, 500, 503),
     openapi_extra=needs("score"),
     summary="What to ask a user next",
 )
