@@ -27,7 +27,7 @@ everybody is the tenant `default`.
 _KEYS = """
 An API key, as `metareward keys create` prints it, once. Its role says how far it reaches, each as far as those before:
 
-- `score`: score, and ask what is served;
+- `score`: score, ask what to ask a user, and what is served;
 - `adapt`: also adapt, list, read and erase users;
 - `admin`: also whatever concerns the server itself.
 """
