@@ -28,7 +28,7 @@ def support_of(stored: Sequence[StoredEvidence], heads: int, half_life_s: float 
     said = outright_first(stored)
     choices, ratings = _parted(said)
     diffs_PK, stages_P, lengths = _rows(choices, heads)
-    ages_P, ages_R = ages_of(said)
+    ages_P, ages_R = _ages(said)
     grades = [np.nan if each.kind == "ranking" or each.grade is None else each.grade for each in choices]
     return Support.of(
         diffs_PK,
@@ -46,7 +46,10 @@ def support_of(stored: Sequence[StoredEvidence], heads: int, half_life_s: float 
 
 def ages_of(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
     """Seconds before the newest statement, of the rows [P] and of the ratings [R] that `support_of` makes."""
-    stored = outright_first(stored)
+    return _ages(outright_first(stored))
+
+
+def _ages(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
     choices, ratings = _parted(stored)
     newest = max((each.event_time for each in stored), default=None)
     ages_C, ages_R = (
