@@ -35,6 +35,7 @@ from service.store.records import (
     StoredUser,
     Vector,
 )
+from service.store.serials import Serials
 from service.store.support import support_set
 from service.store.tables import UserRow
 from service.store.tenants import check_max_users
@@ -173,7 +174,7 @@ def _apply(connection: Connection, change: Change, row: Row[Any], evidence: User
             back_to = None if weights is None else to_bytes(weights)
             return _Effect("rollback", stored=stored, deleted=deleted, back_to=back_to)
         case Reset(forget):
-            deleted = evidence.forget() if forget else evidence.clear()
+            deleted = evidence.forget() if forget else evidence.restore(Serials())[1]
             return _Effect("forget" if forget else "reset", deleted=deleted, forgets=forget)
 
 

@@ -53,6 +53,7 @@ _KNOWN_AS: tuple[Any, ...] = (
     PairRow.event_time,
 )
 _KNOWN = select(*_KNOWN_AS).where(_OF_USER, _AMONG)
+_MARKED_AS: tuple[Any, ...] = (PairRow.pair_id, PairRow.serial)
 _STORE = insert(PairRow)
 _REVIVE = (
     update(PairRow).where(_OF_USER, PairRow.pair_id == bindparam("id")).values(live=True, event_time=bindparam("time"))
@@ -155,17 +156,10 @@ class UserEvidence:
 
     def restore(self, serials: Serials) -> tuple[int, int]:
         """Let those of `serials` count that still exist; return how many did not before, and do not any more."""
-        back = self._mark(serials - self.live, live=True)
-        gone = self._mark(self.live - serials, live=False)
-        self.live = serials
+        back = len({row.pair_id for row in self._mark(serials - self.live, live=True)})
+        gone = self._end(self.live - serials)
+        self.live |= serials
         return back, gone
-
-    def clear(self) -> int:
-        """Let nothing count, and return how many did."""
-        count = self._connection.execute(_LIVE_COUNT, self._user).scalar_one()
-        self._connection.execute(update(PairRow).where(_OF_USER, PairRow.live.is_(True)).values(live=False), self._user)
-        self.live = Serials()
-        return int(count)
 
     def forget(self) -> int:
         """Delete all of them for good, and return how many counted."""
@@ -202,9 +196,7 @@ class UserEvidence:
         for evidence_id in outdated:
             del known[evidence_id]
         if replaces:
-            end = self.live - Serials.of(rows[0].serial for rows in known.values())
-            gone += self._mark(end, live=False)
-            self.live -= end
+            gone += self._end(self.live - Serials.of(rows[0].serial for rows in known.values()))
 
         new, moved, revived, retained, stored = [], [], [], [], 0
         for evidence_id, item in said.items():
@@ -294,17 +286,25 @@ class UserEvidence:
             self.next_serial = given.ranges[-1][1]
         return given
 
-    def _mark(self, serials: Serials, *, live: bool) -> int:
-        marked: set[str] = set()
+    def _end(self, serials: Serials) -> int:
+        """Let those of `serials` not count any more, and return how many did."""
+        ended = self._mark(serials, live=False)
+        # Where nothing has serial 0 it stays, for what the version before may yet store; nobody needs to look for it.
+        self.live -= serials if any(row.serial == 0 for row in ended) else serials - Serials.below(1)
+        return len({row.pair_id for row in ended})
+
+    def _mark(self, serials: Serials, *, live: bool) -> list[Row[Any]]:
+        """Note in the rows of `serials` that did not whether they count, and return their ids and serials."""
+        marked: list[Row[Any]] = []
         for among in _within(serials):
             statement = (
                 update(PairRow)
                 .where(_OF_USER, PairRow.live.is_(not live), among)
                 .values(live=live)
-                .returning(PairRow.pair_id)
+                .returning(*_MARKED_AS)
             )
-            marked.update(self._connection.execute(statement, self._user).scalars())
-        return len(marked)
+            marked += self._connection.execute(statement, self._user)
+        return marked
 
     def _delete(self, ids: Sequence[str]) -> None:
         for some in _parts(ids, _IDS_PER_STATEMENT):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from servers import PostgresServer
+from storing import empty
 from workers import remote_engine
 
 from service.worker.remote import RemoteEngine
@@ -27,6 +28,13 @@ def lasting_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE template_migrated")
     yield postgres.url(name)
     postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def emptied_url(lasting_url: str) -> Iterator[str]:
+    """`lasting_url` without users, whose next user has an incarnation that no earlier one had."""
+    yield lasting_url
+    empty(lasting_url)
 
 
 @pytest.fixture

@@ -15,6 +15,12 @@ from service.errors import EngineError, InvalidInput
 from service.store import ChangeOutcome, Database, Idempotency, Solution, StoredEvidence
 
 
+@pytest.fixture
+def database_url(emptied_url: str) -> str:
+    """One database for all tests of this module."""
+    return emptied_url
+
+
 def ids(pairs: Sequence[StoredEvidence]) -> list[str]:
     return [pair.evidence_id for pair in pairs]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from storing import HEADS, Clock, adapt, empty, new_pair, repository, seen_from, sum_of_differences
+from storing import HEADS, Clock, adapt, new_pair, repository, seen_from, sum_of_differences
 
 from service.errors import Conflict, EngineError
 from service.store import Append, Database, Delete, HeadsView, NewEvidence, Reset, ServingRepository
@@ -15,10 +14,9 @@ from service.store.carry_over import CarryOver
 
 
 @pytest.fixture
-def database_url(lasting_url: str) -> Iterator[str]:
-    """A database without users, whose next user has an incarnation that no earlier one had."""
-    yield lasting_url
-    empty(lasting_url)
+def database_url(emptied_url: str) -> str:
+    """One database for all tests of this module."""
+    return emptied_url
 
 
 def test_pages_hold_those_of_other_checkpoints_and_end(database: Database) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 from sqlalchemy import event, text
-from storing import HEADS, Clock, adapt, empty, new_pair, repository, seen_from, sum_of_differences
+from storing import HEADS, Clock, adapt, new_pair, repository, seen_from, sum_of_differences
 from traces import traces
 
 from service.errors import Conflict, EngineError, InvalidInput, NotFound
@@ -36,10 +36,9 @@ AGES = (5, 1, 9, 1, 3)
 
 
 @pytest.fixture
-def database_url(lasting_url: str) -> Iterator[str]:
-    """A database without users, whose next user has an incarnation that no earlier one had."""
-    yield lasting_url
-    empty(lasting_url)
+def database_url(emptied_url: str) -> str:
+    """One database for all tests of this module."""
+    return emptied_url
 
 
 def change(

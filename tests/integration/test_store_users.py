@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sqlalchemy import text
 from storing import CHECKPOINT, HEADS, adapt, new_pair, repository, seen_from
 
@@ -16,6 +17,12 @@ from service.store import Database, Idempotency, Solution, StoredEvidence
 from service.store.tables import Base
 
 THREADS = 20
+
+
+@pytest.fixture
+def database_url(emptied_url: str) -> str:
+    """One database for all tests of this module."""
+    return emptied_url
 
 
 def test_pages_follow_byte_order_and_stay_within_the_tenant(database: Database) -> None:
