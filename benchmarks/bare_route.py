@@ -23,6 +23,8 @@ async def score(body: ScoreOneRequest) -> ScoreOneResponse:
         rewards=[0.123456789] * count,
         reward_std=[0.123456789] * count,
         order=list(range(count)),
+        best_probability=[0.123456789] * count,
+        best_std=[0.123456789] * count,
         truncated=[],
         checkpoint_id="0" * 16,
         timings_ms={"user": 0.1, "total": 0.2},
