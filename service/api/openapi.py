@@ -28,7 +28,7 @@ _KEYS = """
 An API key, as `metareward keys create` prints it, once. Its role says how far it reaches, each as far as those before:
 
 - `score`: score, ask what to ask a user, and what is served;
-- `adapt`: also adapt, list, read and erase users;
+- `adapt`: also adapt users, and list, read, undo, export and erase what is stored of them;
 - `admin`: also whatever concerns the server itself.
 """
 

@@ -193,10 +193,10 @@ class Metrics(_Family):
             "Items of /score, by standing of their user; stale: from memory while the database does not answer.",
             {"standing": ("adapted", "cold_start", "stale")},
         )
-        self.pairs_adapted = self._counter("pairs_stored", "Preference pairs stored.")
+        self.pairs_adapted = self._counter("pairs_stored", "Pairs, ratings and rankings stored.")
         self.adaptations = self._counter(
             "adaptations",
-            "Adaptations answered; replayed: a repeated Idempotency-Key.",
+            "Adaptations answered, those to feedback among them; replayed: a repeated Idempotency-Key.",
             {"result": ("stored", "replayed")},
         )
         self.user_changes = self._counter(

@@ -154,12 +154,13 @@ class UserChanges:
         return await self(tenant_id, user_id, Delete(evidence_ids), self._serving.active, idempotency)
 
     def _count(self, change: Change, outcome: ChangeOutcome) -> None:
-        if isinstance(change, Append | Replace):
-            self._metrics.adaptations.labels("replayed" if outcome.replayed else "stored").inc()
-        if outcome.replayed:
+        if not outcome.replayed:
+            self._metrics.user_changes.labels(outcome.cause).inc()
+        if not isinstance(change, Append | Replace):
             return
-        self._metrics.user_changes.labels(outcome.cause).inc()
-        self._metrics.pairs_adapted.inc(outcome.pairs_stored)
-        before, after = (outcome.report[f"support_loss_{when}"] for when in ("before", "after"))
-        if isinstance(change, Append | Replace) and before is not None and after is not None:
-            self._metrics.adapt_loss_delta.observe(before - after)
+        self._metrics.adaptations.labels("replayed" if outcome.replayed else "stored").inc()
+        if not outcome.replayed:
+            self._metrics.pairs_adapted.inc(outcome.pairs_stored)
+            before, after = (outcome.report[f"support_loss_{when}"] for when in ("before", "after"))
+            if before is not None and after is not None:
+                self._metrics.adapt_loss_delta.observe(before - after)
