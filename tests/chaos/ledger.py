@@ -23,12 +23,27 @@ Choice = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One adapt that was answered: its key (the pair's id as well), what it said, and what came back."""
+    """One change that was answered.
 
+    Attributes:
+        kind: adapt, delete, rollback or reset.
+        key: Its Idempotency-Key; of an adapt the id of its pair as well.
+        version: What it was told to have made.
+        weights_K: What came back, [K]; empty where something was deleted before the answer came.
+        choice: Of an adapt.
+        pair_id: Of a delete.
+        back_to: Of a rollback, the version.
+        exact: Of a rollback, whether it says that the weights are those of that version.
+    """
+
+    kind: str
     key: str
-    choice: Choice
     version: int
     weights_K: npt.NDArray[np.float64]
+    choice: Choice | None = None
+    pair_id: str = ""
+    back_to: int = 0
+    exact: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +58,60 @@ class Scored:
 
 @dataclass
 class Ledger:
-    """One user, of whom several clients speak at once."""
+    """One user, of whom several clients speak at once.
+
+    Attributes:
+        answered: Every change that was answered.
+        scored: Every score that was answered.
+        deletable: Pairs that nobody has begun to delete.
+    """
 
     user_id: str
     answered: list[Answered] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
+    deletable: list[str] = field(default_factory=list)
 
     @property
     def version(self) -> int:
         """The highest version that anybody was told."""
-        return max((adapt.version for adapt in self.answered), default=0)
+        return max((change.version for change in self.answered), default=0)
+
+
+@dataclass
+class Replay:
+    """All answered changes of one user, one after the other.
+
+    Attributes:
+        live: By version, the pairs that count in it.
+        gone: Pairs that are deleted for good.
+        weights_gone: The last version of those before which weights are deleted for good, too.
+    """
+
+    live: dict[int, frozenset[str]] = field(default_factory=lambda: {0: frozenset()})
+    gone: set[str] = field(default_factory=set)
+    weights_gone: int = 0
+
+    @classmethod
+    def of(cls, changes: list[Answered], verdict: Verdict, name: str) -> Replay:
+        """Replay `changes`, which are in the order of their versions."""
+        replay = cls()
+        live: frozenset[str] = frozenset()
+        for change in changes:
+            match change.kind:
+                case "adapt":
+                    live |= {change.key}
+                case "delete":
+                    replay.gone.add(change.pair_id)
+                    replay.weights_gone = change.version - 1
+                    live -= {change.pair_id}
+                case "rollback":
+                    live = replay.live.get(change.back_to, frozenset()) - replay.gone
+                    if change.exact != (change.back_to > replay.weights_gone):
+                        verdict.torn.append(f"{name}: version {change.version} is exact: {change.exact}")
+                case "reset":
+                    live = frozenset()
+            replay.live[change.version] = live
+        return replay
 
 
 @dataclass
@@ -90,63 +149,90 @@ def verify(ledgers: list[Ledger], database_url: str, oracle: Oracle) -> Verdict:
 
 
 def _verify_user(ledger: Ledger, connection: psycopg.Connection[Any], oracle: Oracle, verdict: Verdict) -> None:
-    name = ledger.user_id
+    name, changes = ledger.user_id, sorted(ledger.answered, key=lambda change: change.version)
+    replay = Replay.of(changes, verdict, name)
+    adapts = {change.key: change for change in changes if change.kind == "adapt"}
     users = connection.execute(
         "SELECT incarnation, version, weights, pairs FROM users WHERE user_id = %s", [name]
     ).fetchall()
     if not users:
-        verdict.lost += [f"{name}: all of {len(ledger.answered)}"] * bool(ledger.answered)
+        verdict.lost += [f"{name}: all of {len(changes)}"] * bool(changes)
         return
     incarnation, version, weights, count = users[0]
-    rows = connection.execute(
-        "SELECT pair_id, diff FROM pairs WHERE incarnation = %s ORDER BY pair_id", [incarnation]
-    ).fetchall()
-    stored = {pair_id: np.frombuffer(diff, "<f8") for pair_id, diff in rows}
+    rows = connection.execute("SELECT pair_id, diff, live FROM pairs WHERE incarnation = %s", [incarnation]).fetchall()
+    stored = {pair_id: np.frombuffer(diff, "<f8") for pair_id, diff, _ in rows}
+    live = {pair_id for pair_id, _, counts in rows if counts}
     kept = dict(
         connection.execute("SELECT key, answer FROM idempotency WHERE incarnation = %s", [incarnation]).fetchall()
     )
+    history = connection.execute(
+        "SELECT version, weights FROM versions WHERE incarnation = %s ORDER BY version", [incarnation]
+    ).fetchall()
 
     told: dict[int, str] = {}
-    for adapt in ledger.answered:
-        if adapt.key not in stored:
-            verdict.lost.append(f"{name}: pair {adapt.key} of version {adapt.version}")
-            continue
-        i, chosen, rejected = adapt.choice
-        said = oracle.base_rewards[i, chosen] - oracle.base_rewards[i, rejected]
-        if not np.abs(stored[adapt.key] - said).max() <= TOLERANCE:
-            verdict.torn.append(f"{name}: pair {adapt.key} is not what was said")
-        if told.setdefault(adapt.version, adapt.key) != adapt.key:
-            verdict.doubled.append(f"{name}: version {adapt.version} was told of {told[adapt.version]} and {adapt.key}")
-        answer = orjson.loads(kept.get(adapt.key, b'{"version": null}'))
-        if answer["version"] != adapt.version:
-            verdict.doubled.append(f"{name}: {adapt.key} is version {adapt.version} and {answer['version']}")
+    for change in changes:
+        if change.key in adapts and change.key not in stored and change.key not in replay.gone:
+            verdict.lost.append(f"{name}: pair {change.key} of version {change.version}")
+        if told.setdefault(change.version, change.key) != change.key:
+            verdict.doubled.append(f"{name}: version {change.version} is {told[change.version]} and {change.key}")
+        answer = orjson.loads(kept.get(change.key, b'{"version": null}'))
+        if answer["version"] != change.version:
+            verdict.doubled.append(f"{name}: {change.key} is version {change.version} and {answer['version']}")
     if sorted(told) != list(range(1, len(told) + 1)):
         verdict.doubled.append(f"{name}: versions {sorted(told)} were told")
-    if set(stored) != {adapt.key for adapt in ledger.answered}:
-        verdict.doubled.append(f"{name}: {len(stored)} pairs of {len(ledger.answered)} adapts")
-    if version != len(told) or count != len(stored):
-        verdict.torn.append(f"{name}: version {version}, {count} pairs, but {len(told)} changes, {len(stored)} pairs")
-    error = np.abs(np.frombuffer(weights, "<f8") - _solve(oracle, list(stored.values()))).max()
+    if set(stored) - adapts.keys() or set(stored) & replay.gone:
+        verdict.doubled.append(f"{name}: {len(stored)} pairs of {len(adapts)} adapts, {len(replay.gone)} deleted")
+    for key, diff in stored.items():
+        if (adapt := adapts.get(key)) is not None and not np.abs(diff - _said(oracle, adapt)).max() <= TOLERANCE:
+            verdict.torn.append(f"{name}: pair {key} is not what was said")
+    if version != len(told) or count != len(live) or live != replay.live[max(replay.live)]:
+        verdict.torn.append(f"{name}: version {version} of {len(told)} changes, {count} pairs, {len(live)} that count")
+    error = np.abs(np.frombuffer(weights, "<f8") - _solve(oracle, [stored[key] for key in live])).max()
     if not error <= SAME_SOLVE:
-        verdict.torn.append(f"{name}: weights are {error:.1e} from the solve of its {len(stored)} pairs")
-    # What every version told is the solve of what was said up to it.
-    adapts = sorted(ledger.answered, key=lambda adapt: adapt.version)
-    for n in range(1, len(adapts) + 1, max(1, len(adapts) // 5)):
-        diffs = [stored[adapt.key] for adapt in adapts[:n] if adapt.key in stored]
-        if not np.abs(adapts[n - 1].weights_K - _solve(oracle, diffs)).max() <= SAME_SOLVE:
-            verdict.torn.append(f"{name}: the answer of version {adapts[n - 1].version} is of other pairs")
+        verdict.torn.append(f"{name}: weights are {error:.1e} from the solve of its {len(live)} pairs")
+    if [number for number, _ in history] != list(range(1, version)):
+        verdict.torn.append(f"{name}: versions {[number for number, _ in history]} are kept before {version}")
+    by_version = {change.version: change for change in changes}
+    for number, then in history:
+        if (then is None) != (number <= replay.weights_gone):
+            verdict.torn.append(f"{name}: weights of version {number} are kept: {then is not None}")
+        change = by_version.get(number)
+        known = then is not None and change is not None and len(change.weights_K)
+        if known and then != change.weights_K.astype("<f8").tobytes():
+            verdict.torn.append(f"{name}: version {number} was told with other weights than it has")
+    # What versions told is the solve of what counted in them.
+    for change in changes[:: max(1, len(changes) // 8)]:
+        counted = replay.live[change.version]
+        if len(change.weights_K) and counted <= stored.keys():
+            error = np.abs(change.weights_K - _solve(oracle, [stored[key] for key in counted])).max()
+            if not error <= SAME_SOLVE:
+                verdict.torn.append(f"{name}: the answer of version {change.version} is of other pairs")
 
 
 def _verify_scores(ledger: Ledger, oracle: Oracle, verdict: Verdict) -> None:
-    weights = {adapt.version: adapt.weights_K for adapt in ledger.answered}
+    changes = {change.version: change for change in ledger.answered}
+    replay = Replay.of(sorted(ledger.answered, key=lambda change: change.version), Verdict(), ledger.user_id)
+    said = {change.key: change for change in ledger.answered}
+    weights: dict[int, npt.NDArray[np.float64]] = {}
     for score in ledger.scored:
-        if score.version < score.min_version or score.version not in weights:
+        change = changes.get(score.version)
+        if change is None or score.version < score.min_version:
             verdict.misread.append(f"{ledger.user_id}: version {score.version}, not {score.min_version} or later")
             continue
+        if score.version not in weights:
+            counted = [_said(oracle, said[key]) for key in replay.live[score.version]]
+            weights[score.version] = change.weights_K if len(change.weights_K) else _solve(oracle, counted)
         expected = oracle.base_rewards[score.prompt, :COMPLETIONS] @ weights[score.version]
         error = np.abs(score.rewards - expected).max()
         if not error <= TOLERANCE * max(1.0, float(np.abs(weights[score.version]).sum())):
             verdict.misread.append(f"{ledger.user_id}: rewards of version {score.version} differ by {error:.1e}")
+
+
+def _said(oracle: Oracle, adapt: Answered) -> npt.NDArray[np.float64]:
+    assert adapt.choice is not None
+    i, chosen, rejected = adapt.choice
+    difference: npt.NDArray[np.float64] = oracle.base_rewards[i, chosen] - oracle.base_rewards[i, rejected]
+    return difference
 
 
 def _solve(oracle: Oracle, diffs: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

@@ -71,7 +71,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         database = open_database(postgres.url())
         upgrade(database)
         database.close()
-        settings = {"DATABASE_URL": postgres.url(), "REDIS_URL": redis.url, "SECRET_KEY": SECRET}
+        settings = {
+            "DATABASE_URL": postgres.url(),
+            "REDIS_URL": redis.url,
+            "SECRET_KEY": SECRET,
+            "HISTORY_VERSIONS": "1000",
+        }
         servers = [ServerProcess(tmp_path_factory.mktemp(f"api{i}"), **settings) for i in range(2)]
         for server in servers:
             stack.push(server)
@@ -87,12 +92,12 @@ class Round:
     victim: str
     after_s: float
     away_s: float
-    adapts: int
+    changes: int
     repeated: int
     scores: int
     refused: int
     broken: int
-    slowest_adapt_s: float
+    slowest_change_s: float
     lost: int
     doubled: int
     torn: int
@@ -130,7 +135,7 @@ def test_what_was_answered_survives_kill_9_of_anything(deployment: Deployment, o
                 sum(len(ledger.scored) for ledger in clients.ledgers),
                 told.statuses[503],
                 told.broken.total(),
-                told.slowest_adapt_s,
+                told.slowest_change_s,
                 len(found.lost),
                 len(found.doubled),
                 len(found.torn),
@@ -152,19 +157,19 @@ def test_what_was_answered_survives_kill_9_of_anything(deployment: Deployment, o
 
 
 def _table(rounds: list[Round]) -> str:
-    counted = ("adapts", "repeated", "scores", "refused", "broken", "lost", "doubled", "torn", "misread")
+    counted = ("changes", "repeated", "scores", "refused", "broken", "lost", "doubled", "torn", "misread")
     lines = [
-        "round  victim      after s  away s  adapts  repeated  scores    503  broken  slowest s  "
+        "round  victim      after s  away s  changes  repeated  scores    503  broken  slowest s  "
         "lost  doubled  torn  misread"
     ]
-    total = Round("all", 0.0, 0.0, 0, 0, 0, 0, 0, max(each.slowest_adapt_s for each in rounds), 0, 0, 0, 0)
+    total = Round("all", 0.0, 0.0, 0, 0, 0, 0, 0, max(each.slowest_change_s for each in rounds), 0, 0, 0, 0)
     for name in counted:
         setattr(total, name, sum(getattr(each, name) for each in rounds))
     for i, each in enumerate([*rounds, total], 1):
         lines.append(
             f"{i if each is not total else '':>5}  {each.victim:<10}  {each.after_s:7.2f}  {each.away_s:6.2f}  "
-            f"{each.adapts:6}  {each.repeated:8}  {each.scores:6}  {each.refused:5}  {each.broken:6}  "
-            f"{each.slowest_adapt_s:9.2f}  {each.lost:4}  {each.doubled:7}  {each.torn:4}  {each.misread:7}"
+            f"{each.changes:7}  {each.repeated:8}  {each.scores:6}  {each.refused:5}  {each.broken:6}  "
+            f"{each.slowest_change_s:9.2f}  {each.lost:4}  {each.doubled:7}  {each.torn:4}  {each.misread:7}"
         )
     return "\n".join(lines)
 
@@ -192,7 +197,9 @@ def test_two_hundred_adapts_of_one_user_at_once(deployment: Deployment, oracle: 
             assert answer.status_code == 503, answer.text
             await asyncio.sleep(float(answer.headers["Retry-After"]))
         body = answer.json()
-        one.answered.append(Answered(f"pair-{n}", choices[n], body["version"], np.array(body["weights"])))
+        one.answered.append(
+            Answered("adapt", f"pair-{n}", body["version"], np.array(body["weights"]), choice=choices[n])
+        )
         return attempts
 
     async def all_at_once() -> list[int]:
