@@ -202,6 +202,18 @@ def test_any_changes_are_those_of_a_model_with_sets(database: Database, seed: in
     assert model.version > 15
 
 
+def test_statements_of_before_serials_part_in_every_version_that_they_counted_in(database: Database) -> None:
+    users = repository(database)
+    change(users, Append([said("a", 0), said("b", 0)]))
+    _before_serials(database)
+    change(users, Append([said("c", 0)]))
+    change(users, Replace([said("a", 0)]))
+    for version, ids in ((1, {"a", "b"}), (3, {"a"}), (2, {"a", "b", "c"})):
+        outcome, _ = change(users, Rollback(version))
+        assert outcome.exact
+        assert {each.evidence_id for each in users.support("tenant", "ada", seen_from())} == ids
+
+
 @pytest.mark.parametrize("upgraded", [True, False])
 def test_what_an_earlier_version_of_the_program_stores_meanwhile_counts_and_can_be_gone_back_to(
     database: Database, upgraded: bool
