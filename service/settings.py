@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         "", description="Further checkpoint directories, by comma: loaded beside CHECKPOINT, to be made active."
     )
     min_fidelity: float = Field(
-        0.8, ge=0, le=1, description="Least fidelity of a map that carries users from another checkpoint."
+        0.5, ge=0, le=1, description="Least fidelity of a map that carries users from another checkpoint."
     )
     backbone: str = Field("", description="`minilm`, a hub id or a path; empty takes the one the checkpoint names.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
