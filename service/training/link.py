@@ -23,6 +23,7 @@ _MOST_HELD_OUT: Final = 2000
 _FEWEST: Final = 50
 # With fewer prompts of several texts than that, texts are held out and not prompts.
 _FEWEST_PROMPTS: Final = 20
+_MOST_PARTNERS: Final = 8
 _HELD_OUT: Final = 0.2
 _DRAWS: Final = 256
 _TEXTS_AT_ONCE: Final = 4096
@@ -112,9 +113,12 @@ def _differences(prompt_N: IntArray, rng: np.random.Generator) -> _Differences:
 
 
 def _beside(texts: IntArray) -> IntArray:
-    """Each text and the next one, and the last and the first where that is another pair: [n, 2]."""
-    pairs = np.stack([texts, np.roll(texts, -1)], axis=1)
-    return pairs if len(texts) > 2 else pairs[: max(0, len(texts) - 1)]
+    """Each text with the next ones in a circle, `_MOST_PARTNERS` at most, and no two twice: [n, 2]."""
+    shifts = range(1, min(len(texts) // 2, _MOST_PARTNERS) + 1)
+    circles = [np.stack([texts, np.roll(texts, -shift)], axis=1) for shift in shifts]
+    if len(texts) % 2 == 0 and len(texts) // 2 in shifts:
+        circles[-1] = circles[-1][: len(texts) // 2]  # half of the circle is the other half
+    return np.concatenate([np.zeros((0, 2), np.int64), *circles])
 
 
 def _projected(
