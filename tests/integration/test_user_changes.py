@@ -8,11 +8,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import orjson
 import psycopg
 import pytest
 from operating import Operations, told, toy_base_rewards, toy_hidden_state, user_says
 from sharing import until
+from sqlalchemy import func, select
 
+from service.api.told import export_parts
 from service.errors import Conflict, InvalidInput, NotFound
 from service.mrm import Support, solve
 from service.mrm.statements import half_life_weights
@@ -22,6 +25,7 @@ from service.operations.said import PreferencePair, Ranking, Rating, Statement
 from service.operations.solving import DAY_S, Solver
 from service.operations.texts import Text
 from service.store import Database, open_database
+from service.store.tables import Base
 
 PROMPT = user_says("p")
 
@@ -213,6 +217,40 @@ def test_texts_are_kept_where_told_and_go_with_what_they_are_of(database: Databa
         assert (exported.retained, exported.evidence) == ({}, [])
 
     run(path)
+
+
+def test_the_export_has_every_row_of_every_table_that_hangs_on_a_user(sqlite_url: str) -> None:
+    database = open_database(sqlite_url)
+    operations = Operations(database, retention="texts")
+    of_users = [
+        table
+        for table in Base.metadata.sorted_tables
+        if any(key.column.table.name == "users" for key in table.foreign_keys)
+    ]
+
+    async def path() -> None:
+        for user in ("ada", "bob"):
+            await say(operations, pair("a", "b"), Ranking(PROMPT, ["x", "y"]), user=user, idempotency_key="k")
+            await say(operations, Rating(PROMPT, "a", 1), user=user, mode="replace")
+        export = await operations.users.export("t", "ada")
+        document = orjson.loads(b"".join(export_parts(export)))
+        exported = {
+            "pairs": len(document["evidence"]),
+            "pair_sources": sum(each["texts"] is not None for each in document["evidence"]),
+            "versions": sum(not each["current"] for each in document["versions"]),
+            "idempotency": len(document["answers"]),
+        }
+        assert exported.keys() == {table.name for table in of_users}, "a table whose rows of a user are not exported"
+        with database.reading() as connection:
+            for table in of_users:
+                ours = select(func.count()).where(table.c.incarnation == export.user.incarnation)
+                assert exported[table.name] == connection.execute(ours).scalar_one() > 0, table.name
+        assert [each["live"] for each in document["evidence"]].count(True) == 1
+
+    try:
+        run(path)
+    finally:
+        database.close()
 
 
 def test_hidden_states_are_kept_where_told_in_the_order_of_the_evidence(sqlite_url: str) -> None:
