@@ -52,7 +52,7 @@ _KNOWN_AS: tuple[Any, ...] = (
     PairRow.live,
     PairRow.event_time,
 )
-_KNOWN = select(*_KNOWN_AS).where(_OF_USER, _AMONG)
+_KNOWN = select(*_KNOWN_AS).where(_OF_USER, _AMONG).order_by(PairRow.pair_id, PairRow.heads_id)
 _MARKED_AS: tuple[Any, ...] = (PairRow.pair_id, PairRow.serial)
 _STORE = insert(PairRow)
 _REVIVE = (
@@ -198,7 +198,7 @@ class UserEvidence:
         if replaces:
             gone += self._end(self.live - Serials.of(rows[0].serial for rows in known.values()))
 
-        new, moved, revived, retained, stored = [], [], [], [], 0
+        new, moved, revived, retained, counted, stored = [], [], [], [], [], 0
         for evidence_id, item in said.items():
             rows = known.get(evidence_id, [])
             live = bool(rows) and rows[0].live
@@ -223,7 +223,8 @@ class UserEvidence:
                     self.stored_by_source[item.source] += 1
                 if item.retained is not None:
                     retained.append({"pair_id": evidence_id, "payload": item.retained})
-            self.live |= Serials.between(serial, serial + 1)
+            counted.append(serial)
+        self.live |= Serials.of(counted)
         self._execute_many(_RETIME, moved, self._user)
         self._execute_many(_REVIVE, revived, self._user)
         self._execute_many(_STORE, new, {})
