@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,12 +16,13 @@ from scripted_backbone import ScriptedBackbone
 
 from service.api.worker_app import WorkerApp
 from service.observability.metrics import Metrics, WorkerMetrics
-from service.operations.classify import Classify
+from service.operations.classify import Classify, Flights
 from service.operations.lifecycle import Lifecycle
 from service.operations.self_check import SelfChecks, check_engine
+from service.operations.single_flight import SingleFlight
 from service.runtime.worker import WorkerRuntime
 from service.worker.connection import Connection, worker_names
-from service.worker.messages import BaseRewardHeads
+from service.worker.messages import BaseRewardHeads, StackedHeads
 from service.worker.remote import RemoteEngine
 from service.worker.selfcheck import GoldenRecord, Verdict
 from service.worker.worker import Worker
@@ -68,7 +69,10 @@ class LiveWorker:
         max_body_bytes: int = 1_000_000,
         max_in_flight: int = 1000,
         timeout_s: float = 20.0,
+        further: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        """`further` are heads of other models that it answers for."""
+        self.further = dict(further or {})
         self.backbone = ScriptedBackbone()
         self.backbone.vocab_size = 1000
         self.key, self.model, self.heads_KD = key, model, heads_KD
@@ -83,20 +87,27 @@ class LiveWorker:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> LiveWorker:
-        heads = BaseRewardHeads.of(self.heads_KD, np.zeros(len(self.heads_KD)))
+        models = {self.model: self.heads_KD, **self.further}
+        heads = StackedHeads(tuple(BaseRewardHeads.of(each, np.zeros(len(each))) for each in models.values()))
         self.worker = Worker(self.backbone, heads, metrics=self.metrics, **self.limits)
         self.worker.start()
         self.lifecycle = Lifecycle(self.max_in_flight, 10**9)
-        classify = Classify(
-            engine=self.worker,
-            renderer=self.backbone.renderer,
-            vocab_size=self.backbone.vocab_size,
-            max_tokens=self.backbone.spec.max_tokens,
-            max_text_bytes=1000,
-        )
+        flights: Flights = SingleFlight()
+        classify = {
+            model: Classify(
+                engine=self.worker,
+                renderer=self.backbone.renderer,
+                vocab_size=self.backbone.vocab_size,
+                max_tokens=self.backbone.spec.max_tokens,
+                max_text_bytes=1000,
+                columns=columns,
+                flights=flights,
+            )
+            for model, columns in zip(models, heads.columns, strict=True)
+        }
         runtime = WorkerRuntime(
             engine=self.worker,
-            classify={self.model: classify},
+            classify=classify,
             lifecycle=self.lifecycle,
             self_checks=SelfChecks(self._check, self.metrics, rest_s=0.0),
             dtype="float32",
@@ -120,7 +131,12 @@ class LiveWorker:
     async def _check(self) -> list[Verdict]:
         golden = golden_record(self.heads_KD, packing=PACKING)
         verdict = await check_engine(
-            self.worker, golden, len(self.heads_KD), timeout_s=self.timeout_s, metrics=self.metrics
+            self.worker,
+            golden,
+            len(self.heads_KD),
+            timeout_s=self.timeout_s,
+            metrics=self.metrics,
+            columns=slice(len(self.heads_KD)),
         )
         return [verdict]
 
@@ -201,17 +217,24 @@ def stock_answer(texts: Sequence[Sequence[int]], model: str = MODEL) -> dict[str
 
 
 def remote_engine(
-    *urls: str, key: str = "", timeout_s: float = 10.0, packing: Sequence[Sequence[int]] = (), **limits: Any
+    *urls: str,
+    key: str = "",
+    timeout_s: float = 10.0,
+    packing: Sequence[Sequence[int]] = (),
+    model: str = MODEL,
+    heads_KD: np.ndarray = A_KD,
+    **limits: Any,
 ) -> RemoteEngine:
     """A started engine over workers of the scripted backbone."""
-    golden = golden_record(packing=packing)
+    golden, heads = golden_record(heads_KD, packing=packing), len(heads_KD)
     connect = {
-        name: lambda url=url: Connection(url, key=key, model=MODEL, heads=2, timeout_s=timeout_s)
+        name: lambda url=url: Connection(url, key=key, model=model, heads=heads, timeout_s=timeout_s)
         for name, url in worker_names(urls).items()
     }
     defaults = {"max_batch_tokens": 8192, "max_queue_tokens": 1_000_000, "max_queue_wait_s": 1e6}
     metrics = Metrics()
-    engine = RemoteEngine(connect, golden, BIASES_K, timeout_s=timeout_s, metrics=metrics, **{**defaults, **limits})
+    biases_K = BIASES_K if heads_KD is A_KD else np.zeros(heads)
+    engine = RemoteEngine(connect, golden, biases_K, timeout_s=timeout_s, metrics=metrics, **{**defaults, **limits})
     engine.metrics = metrics  # for the tests to look at
     engine.start(5.0)
     return engine

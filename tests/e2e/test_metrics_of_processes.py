@@ -48,6 +48,15 @@ UNEARNED = {
     "metareward_selfchecks_total",
     # Needs twelve choices of different times.
     "metareward_user_drift",
+    # Need a second checkpoint.
+    "metareward_checkpoint_shadow",
+    "metareward_checkpoint_missing",
+    "metareward_shadow_requests_total",
+    "metareward_shadow_best_total",
+    "metareward_shadow_pairs_total",
+    "metareward_shadow_probability_difference",
+    "metareward_users_carried_total",
+    "metareward_evidence_left_out_total",
 }
 # Gauges that a small load leaves at 0 between two scrapes.
 AT_REST = {

@@ -421,3 +421,26 @@ def test_an_engine_whose_thread_died_is_the_fault_of_this_process(start, connect
     assert not engine.healthy
     with pytest.raises(Unavailable):
         engine.submit([[1]])
+
+
+def test_a_worker_answers_for_every_model_that_it_has(start, connect):
+    other, B_KD = "b" * 64, np.array([[3.0, -1.0, 2.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    both, alone = start(further={other: B_KD}), start()
+    texts = some_texts(40)
+    first, second = connect(both.url, alone.url), connect(both.url, alone.url, model=other, heads_KD=B_KD)
+    check(texts, first.submit(texts))
+    for text, future in zip(texts, second.submit(texts), strict=True):
+        hidden_D = both.backbone.hidden(text).double().numpy()
+        np.testing.assert_allclose(future.result(TIMEOUT_S), B_KD @ hidden_D, rtol=1e-12)
+    # The worker that has one model only serves that one.
+    assert [
+        sum(engine._fleet.workers[name].load.up for name in engine._fleet.workers) for engine in (first, second)
+    ] == [
+        2,
+        1,
+    ]
+    assert ejections(second, "model") == 1
+    assert alone.worker.stats.failed_items == 0
+    both.stop()
+    until(lambda: not second.healthy)
+    check(texts, first.submit(texts))
