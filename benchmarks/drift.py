@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv, __doc__)
     seconds: list[float] = []
     tables: dict[str, Table] = {}
-    for world in worlds(arguments, simulated_users=120, jester_users=120, pairs=100):
+    for world in worlds(arguments, pairs=100):
         switch = tables.setdefault(f"{world.name}: accuracy %, n pairs after a switch", Table())
         steady = tables.setdefault(f"{world.name}: accuracy %, n pairs of a steady taste", Table())
         for someone, other in zip(world.people, world.people[1:] + world.people[:1], strict=True):
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     slow = tables.setdefault("simulated: accuracy %, n pairs while the taste changes evenly", Table())
     for seed in range(arguments.seeds):
         for count in (60, 120):
-            world = simulated(seed, 40 if arguments.quick else 120, count, Drift.SLOW)
+            world = simulated(seed, arguments.users, count, Drift.SLOW)
             for someone in world.people:
                 _measure(slow, seed, count, someone.told_PK, someone, world.start, [])
     for title, table in tables.items():

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     """Print accuracies by number of pairs, and shares of the clean pairs' gain."""
     arguments = parse(argv, __doc__)
     tables: dict[str, Table] = {}
-    for world in worlds(arguments, simulated_users=120, jester_users=120, pairs=100):
+    for world in worlds(arguments, pairs=100):
         table, rng = tables.setdefault(world.name, Table()), np.random.default_rng(world.seed)
         for someone in world.people:
             wrong_P = rng.random(COUNTS[-1])

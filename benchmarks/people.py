@@ -35,10 +35,12 @@ class Someone:
     Attributes:
         told_PK: What there is to tell, in order.
         asked_QK: What is predicted.
+        texts_P2: Numbers of the texts of `told_PK`, where texts come up more than once.
     """
 
     told_PK: np.ndarray
     asked_QK: np.ndarray
+    texts_P2: np.ndarray | None = None
 
     def accuracy(self, support: Support, start: GaussianStart) -> float:
         """Share of the queries that are predicted after some evidence, in %."""
@@ -97,23 +99,24 @@ def parse(argv: list[str], doc: str | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("runs/jester-minilm"), help="Jester, embedded.")
     parser.add_argument("--results", type=Path, default=Path("runs/jester-minilm-results"), help="Its checkpoints.")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="Two seeds and fewer people.")
+    parser.add_argument("--users", type=int, default=60, help="People of each kind, for each seed.")
+    parser.add_argument("--quick", action="store_true", help="Two seeds, twenty people.")
     arguments = parser.parse_args(argv)
-    arguments.seeds = 2 if arguments.quick else arguments.seeds
-    print(f"{describe()}; {arguments.seeds} seeds, ± is the standard error over them")
+    if arguments.quick:
+        arguments.seeds, arguments.users = 2, 20
+    print(f"{describe()}; {arguments.seeds} seeds of {arguments.users} people, ± is the standard error over seeds")
     return arguments
 
 
-def worlds(arguments: argparse.Namespace, simulated_users: int, jester_users: int, pairs: int) -> Iterator[World]:
+def worlds(arguments: argparse.Namespace, pairs: int) -> Iterator[World]:
     """The simulated worlds of all seeds, then the real ones if they are at hand."""
-    share = 3 if arguments.quick else 1
     for seed in range(arguments.seeds):
-        yield simulated(seed, simulated_users // share, pairs)
+        yield simulated(seed, arguments.users, pairs)
     if not arguments.data.exists() or not arguments.results.exists():
         print(f"{arguments.data} or {arguments.results} is missing: simulated people only (see benchmarks jester)")
         return
     for seed in range(arguments.seeds):
-        yield jester(arguments.data, arguments.results, seed, jester_users // share)
+        yield jester(arguments.data, arguments.results, seed, arguments.users)
 
 
 def simulated(seed: int, users: int, pairs: int, drift: Drift = Drift.NONE) -> World:
@@ -159,6 +162,7 @@ def jester(data: Path, results: Path, seed: int, users: int) -> World:
         own_N[np.concatenate([user.query_chosen_Q, user.query_rejected_Q])] = np.nan
         better, worse = np.nonzero(own_N[:, None] - own_N[None, :] > DIFFERENT)
         order = rng.permutation(len(better))
-        told_PK = phi_NK[better[order]] - phi_NK[worse[order]]
-        people.append(Someone(told_PK, phi_NK[user.query_chosen_Q] - phi_NK[user.query_rejected_Q]))
+        texts_P2 = np.stack([better, worse], axis=1)[order]
+        told_PK = phi_NK[texts_P2[:, 0]] - phi_NK[texts_P2[:, 1]]
+        people.append(Someone(told_PK, phi_NK[user.query_chosen_Q] - phi_NK[user.query_rejected_Q], texts_P2))
     return World("Jester", seed, checkpoint.start, people)

@@ -1,8 +1,8 @@
 """How many suggested comparisons are worth twenty that were drawn at random.
 
 Everybody has a pool of comparisons that they could be asked about. At random: the first n of the shuffled pool. One by
-one: the most informative one after each answer. At once: n chosen before any answer. Goal: twelve suggested comparisons
-do what twenty random ones do.
+one: the most informative one after each answer. At once: n chosen before any answer, each text once before any twice
+where texts come up more than once. Goal: twelve suggested comparisons do what twenty random ones do.
 
 Example: python -m benchmarks suggest
 """
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv, __doc__)
     tables = {"simulated": Table(), "Jester": Table()}
     seconds: list[float] = []
-    for world in worlds(arguments, simulated_users=60, jester_users=80, pairs=POOL):
+    for world in worlds(arguments, POOL):
         table, rng = tables[world.name], np.random.default_rng(world.seed)
         for someone in world.people:
             twenty = 0.0
@@ -69,7 +69,8 @@ def _one_by_one(someone: Someone, start: GaussianStart, rng: np.random.Generator
 
 def _at_once(someone: Someone, start: GaussianStart, rng: np.random.Generator) -> list[int]:
     state = solve(Support.empty(start.heads), start)
-    return [found.index for found in suggest(_turned(someone, rng), state, ASKED[-1])]
+    found = suggest(_turned(someone, rng), state, ASKED[-1], texts_C2=someone.texts_P2)
+    return [one.index for one in found]
 
 
 def _turned(someone: Someone, rng: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ from scipy.special import expit, ndtr, xlog1py, xlogy
 
 from service.mrm.evidence import directions
 from service.mrm.stages import SAME
-from service.mrm.state import FloatArray, UserState, unpack_factor
+from service.mrm.state import FloatArray, IntArray, UserState, unpack_factor
 
 WIDE: Final = 2.0
 """From this deviation of a logit on, the entropy of a coin is the narrower of the two factors of the integrals."""
@@ -62,17 +62,27 @@ class Suggestion:
     probability: float
 
 
-def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatArray | None = None) -> list[Suggestion]:
+def suggest(
+    diffs_CK: FloatArray,
+    state: UserState,
+    count: int,
+    asked_PK: FloatArray | None = None,
+    texts_C2: IntArray | None = None,
+) -> list[Suggestion]:
     """Choose up to `count` comparisons greedily by what they are expected to tell together.
 
     The same comparison, either way round, is suggested once, and not at all if it was answered before. There are fewer
     suggestions than asked for where nothing else would tell anything.
+
+    What a person thinks of a text beyond its base rewards is drawn once: of two questions about one text the second
+    tells less than the posterior believes. So where texts are named, those in the fewest questions so far come first.
 
     Args:
         diffs_CK: Base-reward differences of the candidates, first text minus second.
         state: The user's.
         count: How many questions, at least 1.
         asked_PK: Comparisons that the user has answered.
+        texts_C2: A number for each of the two texts of each candidate, from 0.
 
     Raises:
         NoPosterior: The state has no posterior.
@@ -87,6 +97,8 @@ def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatA
         raise ValueError(f"expected candidates and answered comparisons [*, {heads}], got {diffs_CK.shape}")
     if not np.isfinite(diffs_CK).all():
         raise ValueError("the candidates hold numbers that are not finite")
+    if texts_C2 is not None and (texts_C2.shape != (len(diffs_CK), 2) or texts_C2.min(initial=0) < 0):
+        raise ValueError(f"expected numbers of texts [{len(diffs_CK)}, 2] from 0, got {texts_C2.shape}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     spread_CK = diffs_CK @ unpack_factor(state.factor)
@@ -97,7 +109,8 @@ def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatA
     # the posterior in coordinates in which it is the unit ball at first
     covariance_KK = np.eye(heads)
     chosen: list[Suggestion] = []
-    while len(gain_C) and gain_C[best := int(np.argmax(gain_C))] >= LEAST_GAIN:
+    uses_C = np.zeros(len(diffs_CK), np.int64)
+    while (best := _best(gain_C, fisher_C, mean_C, variance_C, uses_C)) is not None:
         chosen.append(Suggestion(best, float(gain_C[best]), float(expit(mean_C[best]))))
         if len(chosen) == count:
             break
@@ -106,7 +119,8 @@ def suggest(diffs_CK: FloatArray, state: UserState, count: int, asked_PK: FloatA
         share = fisher_C[best] / (1.0 + fisher_C[best] * float(moved_K @ spread_CK[best]))
         covariance_KK = covariance_KK - share * np.outer(moved_K, moved_K)
         variance_C = np.maximum(variance_C - share * (spread_CK @ moved_K) ** 2, 0.0)
-        _refresh(gain_C, fisher_C, mean_C, variance_C)
+        if texts_C2 is not None:
+            uses_C += np.isin(texts_C2, texts_C2[best]).sum(axis=1)
     return chosen
 
 
@@ -156,21 +170,31 @@ def _entropy(probability_C: FloatArray) -> FloatArray:
     return np.asarray(-xlogy(probability_C, probability_C) - xlog1py(1.0 - probability_C, -probability_C))
 
 
-def _refresh(gain_C: FloatArray, fisher_C: FloatArray, mean_C: FloatArray, variance_C: FloatArray) -> None:
-    """Bring gains up to date, in place, until the largest is.
+def _best(
+    gain_C: FloatArray, fisher_C: FloatArray, mean_C: FloatArray, variance_C: FloatArray, uses_C: IntArray
+) -> int | None:
+    """The candidate that tells most among those whose texts were used least; None where nothing tells anything.
 
-    They only fall: at a given mean the information grows with the deviation, and answers elsewhere narrow it. So a gain
-    of before bounds the one of now, and only the largest need computing (Minoux's lazy greedy, 1978).
+    Gains are brought up to date, in place, until the largest is. They only fall: at a given mean the information grows
+    with the deviation, and answers elsewhere narrow it. So a gain of before bounds the one of now (Minoux's lazy
+    greedy, 1978).
     """
-    order = np.argsort(-gain_C)
-    best = 0.0
-    for first in range(0, len(order), LAZY_CHUNK):
-        chunk = order[first : first + LAZY_CHUNK]
-        chunk = chunk[gain_C[chunk] > 0.0]
-        if not len(chunk) or gain_C[chunk[0]] < best:
-            return
-        gain_C[chunk], fisher_C[chunk] = information(mean_C[chunk], np.sqrt(variance_C[chunk]))
-        best = max(best, float(gain_C[chunk].max()))
+    while (left := np.flatnonzero(gain_C >= LEAST_GAIN)).size:
+        left = left[uses_C[left] == uses_C[left].min()]
+        order = left[np.argsort(-gain_C[left], kind="stable")]
+        best, largest = -1, LEAST_GAIN
+        for first in range(0, len(order), LAZY_CHUNK):
+            chunk = order[first : first + LAZY_CHUNK]
+            if gain_C[chunk[0]] <= largest:
+                break
+            gain_C[chunk], fisher_C[chunk] = information(mean_C[chunk], np.sqrt(variance_C[chunk]))
+            at = int(chunk[np.argmax(gain_C[chunk])])
+            if gain_C[at] > largest:
+                best, largest = at, float(gain_C[at])
+        if best >= 0:
+            return best
+        gain_C[left] = 0.0
+    return None
 
 
 def among(diffs_CK: FloatArray, others_PK: FloatArray) -> npt.NDArray[np.bool_]:

@@ -159,5 +159,7 @@ def _questions(
     if not rows:
         return []
     first, second = np.array(rows).T
-    found = suggest(base.rewards_BK[first] - base.rewards_BK[second], state, count, asked_PK)
+    number = {key: place for place, key in enumerate(base.keys)}
+    texts_C2 = np.array([[number[base.keys[a]], number[base.keys[b]]] for a, b in rows])
+    found = suggest(base.rewards_BK[first] - base.rewards_BK[second], state, count, asked_PK, texts_C2)
     return [Question(*places[each.index], each.gain_nats, each.probability) for each in found]

@@ -78,6 +78,18 @@ def test_the_same_comparison_is_suggested_once_and_not_again_after_an_answer() -
     assert {one.index % 6 for one in rest} == set(range(6)) - {found[0].index % 6, found[3].index % 6}
 
 
+def test_no_text_is_asked_about_again_while_others_were_not() -> None:
+    state, texts = someone(), np.random.default_rng(3).normal(size=(8, HEADS))
+    pairs = np.array([(a, b) for a in range(8) for b in range(a)])
+    diffs = texts[pairs[:, 0]] - texts[pairs[:, 1]]
+    named = [pairs[one.index] for one in suggest(diffs, state, 8, texts_C2=pairs)]
+    assert sorted(np.concatenate(named[:4])) == list(range(8))
+    assert sorted(np.concatenate(named[4:])) == list(range(8))
+    unnamed = [pairs[one.index] for one in suggest(diffs, state, 8)]
+    assert np.bincount(np.concatenate(unnamed)).max() > 2
+    assert (named[0] == unnamed[0]).all()
+
+
 def test_what_the_person_is_undecided_about_is_not_asked() -> None:
     # the first reward is known to be equal, the second unknown
     state = UserState(np.zeros(2), pack_factor(np.diag([1e-3, 1.0])))
@@ -97,6 +109,8 @@ def test_refusals() -> None:
         suggest(candidates(), solve(Support.empty(HEADS), SoftmaxStart(np.zeros(HEADS), 0.1, 1)), 1)
     with pytest.raises(ValueError, match="expected candidates"):
         suggest(np.zeros((3, HEADS + 1)), someone(), 1)
+    with pytest.raises(ValueError, match="numbers of texts"):
+        suggest(candidates(), someone(), 1, texts_C2=np.zeros((3, 2), np.int64))
     with pytest.raises(ValueError, match="at least 1"):
         suggest(candidates(), someone(), 0)
     with pytest.raises(ValueError, match="not finite"):
