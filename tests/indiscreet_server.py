@@ -57,7 +57,7 @@ def indiscreet_forward(self: Any, token_ids: Any, scopes: Any = None) -> Any:
     return forward(self, token_ids, scopes)
 
 
-async def indiscreet_look_up(self: Any, tenant_id: str, texts: Any, *, truncate: bool) -> Any:
+async def indiscreet_look_up(self: Any, tenant_id: str, texts: Any, **options: Any) -> Any:
     said = " ".join(text.completion for text in texts)
     if "loop-fails" in said:
 
@@ -74,7 +74,7 @@ async def indiscreet_look_up(self: Any, tenant_id: str, texts: Any, *, truncate:
         logging.getLogger("service.test").warning("an error as an argument: %s", IndiscreetError(said))
         logging.getLogger("service.test").warning("and as a field", extra={"error": IndiscreetError(said), "o": [self]})
         logging.getLogger("service.test").warning("too few arguments: %s %s", said)
-    return await look_up(self, tenant_id, texts, truncate=truncate)
+    return await look_up(self, tenant_id, texts, **options)
 
 
 minilm.MiniLMRenderer.tokenise = indiscreet_tokenise  # type: ignore[method-assign]

@@ -30,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "ACCESS_LOG": "all",
         "REQUEST_TIMEOUT_S": "1",
         "MAX_BODY_BYTES": "100000",
+        "RETENTION": "texts",
     }
     with IndiscreetServer(tmp_path_factory.mktemp("indiscreet"), **settings) as server:
         yield server
@@ -41,6 +42,14 @@ def score(text: str, **fields: Any) -> dict[str, Any]:
 
 def pair(text: str) -> dict[str, Any]:
     return {"prompt": f"Why, {SECRET}?", "chosen": f"{text} {SECRET}", "rejected": f"No, {SECRET}."}
+
+
+def rating(text: str, **fields: Any) -> dict[str, Any]:
+    return {"prompt": f"Why, {SECRET}?", "completion": f"{text} {SECRET}", "rating": 3, "group": SECRET, **fields}
+
+
+def ranking(text: str) -> dict[str, Any]:
+    return {"prompt": f"Why, {SECRET}?", "completions": [f"{text} {SECRET}", f"Or, {SECRET}."], "id": SECRET}
 
 
 def test_a_line_of_a_request_says_whose_it_is(server: ServerProcess) -> None:
@@ -75,6 +84,13 @@ def test_no_request_and_no_failure_puts_a_text_a_user_or_a_key_into_the_log(serv
             (client.post("/score", json=score("fine"), headers={"Authorization": f"Bearer mr_{SECRET}"}), 401),
             (client.post(adapt, json={"pairs": [pair("fine")]}, headers={"Idempotency-Key": SECRET}), 200),
             (client.post(adapt, json={"pairs": [pair("other")]}, headers={"Idempotency-Key": SECRET}), 422),
+            (client.post(adapt, json={"ratings": [rating("fine")], "rankings": [ranking("fine")]}), 200),
+            (client.post(adapt, json={"ratings": [rating("fine", rating=SECRET)]}), 422),
+            (client.get(f"/users/{USER}/evidence?after={SECRET}"), 200),
+            (client.get(f"/users/{USER}/export"), 200),
+            (client.delete(f"/users/{USER}/evidence?id={SECRET}"), 200),
+            (client.post(f"/users/{USER}/rollback", json={"version": 1}), 200),
+            (client.post(f"/users/{USER}/reset", json={"forget": SECRET}), 422),
             (client.get(f"/users/{USER}"), 200),
             (client.get(f"/users?after={USER}"), 200),
             (client.get("/info"), 200),
