@@ -91,7 +91,8 @@ def overload(server: ServerProcess, seconds: float, factor: float, probes: int =
     url = f"{server.url}/score"
     process = psutil.Process(server.pid)
     bodies = fresh_bodies()
-    run_load(url, list(itertools.islice(bodies, 40)), requests=40, connections=8)  # warm
+    warm = min(40, probes)
+    run_load(url, list(itertools.islice(bodies, warm)), requests=warm, connections=8)
     probe = run_load(url, list(itertools.islice(bodies, probes)), requests=probes, connections=16)
     count = max(probes, min(2000, round(probe.per_second * seconds / 4)))
     peak = run_load(url, list(itertools.islice(bodies, count)), requests=count, connections=16)

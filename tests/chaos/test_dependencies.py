@@ -126,7 +126,7 @@ def test_nothing_that_happens_to_redis_fails_a_request(deployment: Deployment, o
         time.sleep(1)
         began = time.monotonic()
         fault.begin(deployment)
-        time.sleep(20 if FULL else 2.5)
+        time.sleep(20 if FULL else 1.5)
         fault.end(deployment)
         ended = time.monotonic()
         hits = deployment.metric(REDIS_HITS)
@@ -153,7 +153,7 @@ def test_without_postgresql_known_users_are_scored_and_nobody_is_taken_for_new(
             time.sleep(0.05)
         began = time.monotonic()
         fault.begin(deployment)
-        time.sleep(20 if FULL else 4)
+        time.sleep(20 if FULL else 3)
         unknown = None
         if name in ("killed", "frozen"):
             unknown = _score_somebody_unknown(deployment)

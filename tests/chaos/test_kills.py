@@ -1,5 +1,6 @@
 """Two API processes over one PostgreSQL and one Redis, of which any may end by SIGKILL at any moment: what was answered
-is there, once, and nobody is torn."""
+is there, once, and nobody is torn. And replicas are replaced one after the other, as an orchestrator does: no request
+fails."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from redis_server import RedisServer
 from servers import PostgresServer
 
 from benchmarks.server import ServerProcess
+from chaos.balancer import Balancer
 from chaos.conftest import FULL
 from chaos.insistence import Insistence
 from chaos.ledger import Answered, Ledger, verify
 from chaos.oracle import COMPLETIONS, PROMPTS, Oracle, completion, prompt
+from chaos.traffic import Traffic
 from service.store import open_database
 from service.store.migrate import upgrade
 
@@ -76,6 +79,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             "REDIS_URL": redis.url,
             "SECRET_KEY": SECRET,
             "HISTORY_VERSIONS": "1000",
+            "DRAIN_DELAY_S": "2",
         }
         servers = [ServerProcess(tmp_path_factory.mktemp(f"api{i}"), **settings) for i in range(2)]
         for server in servers:
@@ -222,6 +226,23 @@ def test_two_hundred_adapts_of_one_user_at_once(deployment: Deployment, oracle: 
         f"\n{CONCURRENT} adapts at once in {took_s:.1f} s, {sum(attempts)} requests; weights differ by {difference:.1e}"
     )
     assert difference < 1e-6
+
+
+def test_no_request_fails_while_replicas_are_replaced(deployment: Deployment, oracle: Oracle) -> None:
+    with Balancer(deployment.servers) as balancer:
+        traffic = Traffic(oracle, balancer.urls, clients=32 if FULL else 8, pause_s=0.02)
+        with traffic.running() as report:
+            time.sleep(1)
+            for _ in range(5 if FULL else 1):
+                for replica in deployment.servers:
+                    replica.stop()
+                    replica.start()
+                    while replica.url not in balancer.urls():
+                        time.sleep(0.1)
+    print(f"\nrolling restart: {report}, slowest {report.slowest_s():.2f} s")
+    assert report.problems() == []
+    assert set(report.statuses()) == {200}
+    assert report.statuses("adapt")[200] > 8
 
 
 COPY_PAIRS = (

@@ -11,7 +11,7 @@ from benchmarks.overload import SMALL_CACHE, describe_overload, overload
 from benchmarks.server import ServerProcess
 from chaos.conftest import FULL
 
-SECONDS, PROBES, MOST_GROWTH = (60.0, 100, 1.05) if FULL else (8.0, 20, 1.1)
+SECONDS, PROBES, MOST_GROWTH = (60.0, 100, 1.05) if FULL else (6.0, 10, 1.1)
 FACTOR = 10.0
 
 

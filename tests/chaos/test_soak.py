@@ -47,7 +47,7 @@ def look(process: psutil.Process, began: float) -> Sample:
 
 @pytest.mark.timeout(1800)
 def test_nothing_grows(tmp_path: Path, postgres_url: str, redis_server: RedisServer, oracle: Oracle) -> None:
-    minutes = 20.0 if FULL else 0.25
+    minutes = 20.0 if FULL else 0.15
     settings = {
         "DATABASE_URL": postgres_url,
         "REDIS_URL": redis_server.url,

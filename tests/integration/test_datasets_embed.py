@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from absence import missing
 
+from service.cli import main
 from service.datasets.embedded import EmbeddedDataset
 from service.datasets.texts import Text, text_key, user_prompt
 
@@ -36,6 +38,23 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from service.cli import main; main()", *map(str, arguments)]
 
 
+@pytest.fixture
+def here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`metareward` in this process, for what ends before a model is at work: starting Python takes longest of all."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["metareward", *map(str, arguments)])
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("people") / "people.jsonl"
@@ -47,7 +66,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(people: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    people: Path, tmp_path: Path, here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     arguments = ("embed", "--input", people, "--backbone", "minilm", "--shard-texts", 8, "--output")
     killed = subprocess.Popen(
         command(*arguments, tmp_path / "killed"),
@@ -91,30 +112,30 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(people: Path
     np.testing.assert_allclose(first.gather(range(first.texts)), second.gather(range(first.texts)), atol=1e-6)
     np.testing.assert_array_equal(first.split("default").chosen_P, second.split("default").chosen_P)
 
-    again = metareward(*arguments, tmp_path / "killed")
+    again = here(*arguments, tmp_path / "killed")
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
-    refused = metareward(*arguments, tmp_path / "killed", "--max-tokens", 64)
+    refused = here(*arguments, tmp_path / "killed", "--max-tokens", 64)
     assert refused.returncode == 2
     assert "another backbone" in refused.stderr
     lines = people.read_text().splitlines()
     (tmp_path / "other.jsonl").write_text("\n".join(lines[:-1]))
-    refused = metareward(
-        "embed", "--input", tmp_path / "other.jsonl", "--shard-texts", 8, "--output", tmp_path / "killed"
-    )
+    refused = here("embed", "--input", tmp_path / "other.jsonl", "--shard-texts", 8, "--output", tmp_path / "killed")
     assert refused.returncode == 2
     assert "other input data" in refused.stderr
 
 
-def test_bad_rows_leave_nothing_behind(people: Path, tmp_path: Path) -> None:
+def test_bad_rows_leave_nothing_behind(
+    people: Path, tmp_path: Path, here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     (tmp_path / "bad.jsonl").write_text(people.read_text().splitlines()[0] + "\n{}\n[]\n")
-    done = metareward("embed", "--input", tmp_path / "bad.jsonl", "--output", tmp_path / "out")
+    done = here("embed", "--input", tmp_path / "bad.jsonl", "--output", tmp_path / "out")
     assert done.returncode == 2
     assert ["line 2" in line or "line 3" in line for line in done.stderr.splitlines()] == [True, True]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_is_no_place_for_a_data_set(people: Path) -> None:
-    done = metareward("embed", "--input", people, "--output", people)
+def test_a_file_is_no_place_for_a_data_set(people: Path, here: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = here("embed", "--input", people, "--output", people)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --output ")
     assert len(done.stderr.splitlines()) == 1
