@@ -11,6 +11,7 @@ from operating import toy_base_rewards, user_says
 from redis_server import RedisServer
 from servers import PostgresServer
 from sharing import Replica
+from traces import redis_traces, traces
 
 from service.errors import Conflict, InvalidInput, NotFound, Unavailable
 from service.operations.texts import Text
@@ -107,8 +108,10 @@ def test_nothing_in_redis_names_anybody_or_says_anything(redis_server: RedisServ
     run(path)
     keys = redis_server.execute("KEYS", "*")
     assert {key[:5] for key in keys} == {b"mr:b:", b"mr:u:", b"mr:t:"}
-    held = b"".join(keys) + b"".join(redis_server.execute("GET", key) for key in keys)
-    assert not any(word in held for word in (b"zaphod", b"trillian", b"text", b"bad"))
+    assert len(redis_traces(redis_server.url, "mr:")) == len(keys)
+    assert redis_traces(redis_server.url, "zaphod", "trillian", "text", "bad") == []
+    assert traces(database, "trillian") == ["users.user_id"]
+    assert traces(database, "zaphod", "text", "bad") == []
     assert all(redis_server.execute("PTTL", key) > 0 for key in keys)
 
 
