@@ -176,8 +176,9 @@ class Metrics(_Family):
         self.in_flight = self._gauge("in_flight_requests", "Requests being worked on.")
         self.refusals = self._counter(
             "refusals",
-            "Requests answered by 503: too many tokens wait for the engine, too much is in flight, the process ends.",
-            {"reason": ("queue", "in_flight", "draining")},
+            "Requests answered by 503: too many tokens wait for the engine, too much is in flight, too many changes of "
+            "one user wait, the process ends.",
+            {"reason": ("queue", "in_flight", "user", "draining")},
         )
         self.stage_seconds = self._histogram(
             "stage_seconds",

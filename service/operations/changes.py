@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from service.errors import QuotaExceeded
+from service.errors import Overloaded, QuotaExceeded
 from service.observability.context import in_context
 from service.observability.metrics import Metrics
 from service.operations.commits import commit
@@ -118,6 +118,9 @@ class UserChanges:
                 )
             except QuotaExceeded as error:
                 self._metrics.quota_refusals.labels(tenant_id, error.quota).inc()
+                raise
+            except Overloaded:
+                self._metrics.refusals.labels("user").inc()
                 raise
             if not outcome.replayed:
                 solving.attributes = {"pairs": outcome.pairs_total}

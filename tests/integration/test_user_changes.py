@@ -16,7 +16,7 @@ from sharing import until
 from sqlalchemy import func, select
 
 from service.api.told import export_parts
-from service.errors import Conflict, InvalidInput, NotFound
+from service.errors import Conflict, InvalidInput, NotFound, Overloaded
 from service.mrm import Support, solve
 from service.mrm.statements import half_life_weights
 from service.operations.changes import Changed, idempotency_of
@@ -24,6 +24,7 @@ from service.operations.retention import RetainedTexts, read_retained
 from service.operations.said import PreferencePair, Ranking, Rating, Statement
 from service.operations.solving import DAY_S, Solver
 from service.operations.texts import Text
+from service.operations.turns import MAX_WAITING
 from service.store import Database, open_database
 from service.store.tables import Base
 
@@ -359,6 +360,31 @@ def test_many_writers_of_one_user_take_one_thread(postgres_url: str) -> None:
         versions = [end.outcome.version for end in ends if isinstance(end, Changed)]
         assert versions == list(range(2, 51)), "in the order of their coming, but for the one that left"
         await erased
+        assert len(operations.turns) == 0
+
+    try:
+        run(path)
+    finally:
+        database.close()
+
+
+def test_too_many_writers_of_one_user_are_refused_and_counted(sqlite_url: str) -> None:
+    database = open_database(sqlite_url)
+    operations = Operations(database)
+
+    async def path() -> None:
+        await operations.turns.take(("t", "ada"))
+        waiting = [asyncio.create_task(say(operations, pair("a", "b"))) for _ in range(MAX_WAITING + 1)]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = done
+        assert isinstance(refused.exception(), Overloaded)
+        refusals = operations.metrics.registry.get_sample_value("metareward_refusals_total", {"reason": "user"})
+        assert refusals == 1
+        assert (await say(operations, pair("a", "b"), user="bob")).outcome.version == 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        operations.turns.end(("t", "ada"))
         assert len(operations.turns) == 0
 
     try:
