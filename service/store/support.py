@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, or_, select, true
+from sqlalchemy import Connection, Select, bindparam, case, exists, func, or_, select, true
 
 from service.store.records import HeadsView, Matrix, StoredEvidence, Vector
 from service.store.tables import PairRow
@@ -57,7 +57,7 @@ _ELSEWHERE = select(
 ).subquery()
 _HERE = _newest(PairRow.heads_id == bindparam("heads_id")).subquery()
 _SUPPORT = (
-    select(_ELSEWHERE.c.elsewhere, _HERE)
+    select(_HERE, _ELSEWHERE.c.elsewhere)
     .select_from(_ELSEWHERE.outerjoin(_HERE, true()))
     .order_by(_HERE.c.event_time.desc(), _HERE.c.pair_id.desc())
 )
@@ -94,7 +94,7 @@ def support_set(connection: Connection, incarnation: int, view: HeadsView, limit
     """
     asked = {"incarnation": incarnation, "heads_id": view.heads_id, "limit": limit}
     rows = connection.execute(_SUPPORT, asked).all()
-    here = [to_evidence(row) for row in rows if row.pair_id is not None]
+    here = [to_evidence(row[:-1]) for row in rows if row[0] is not None]
     if not rows[0].elsewhere:
         total = len(here)
         if total == limit:
@@ -114,24 +114,29 @@ def support_set(connection: Connection, incarnation: int, view: HeadsView, limit
     return SupportSet(newest[:limit], int(usable or 0), int(live) - int(usable or 0))
 
 
-def to_evidence(row: Row[Any]) -> StoredEvidence:
+def to_evidence(row: Sequence[Any]) -> StoredEvidence:
     """A row of `COLUMNS` as a value."""
-    ranks = None if row.ranks is None else unpack_ranks(row.ranks)
-    base_rewards = from_bytes(row.diff)
+    # By place, not by name: a support set has up to thousands of rows.
+    evidence_id, heads_id, content_key, diff, grade, time, kind, weight, tilt, group, packed_ranks, source, live = row
+    base_rewards = from_bytes(diff)
+    ranks = None
+    if packed_ranks is not None:
+        ranks = unpack_ranks(packed_ranks)
+        base_rewards = base_rewards.reshape(len(ranks), -1)
     return StoredEvidence(
-        evidence_id=row.pair_id,
-        content_key=row.content_key,
-        kind=row.kind or "pair",
-        base_rewards=base_rewards if ranks is None else base_rewards.reshape(len(ranks), -1),
-        grade=row.grade,
+        evidence_id=evidence_id,
+        content_key=content_key,
+        kind=kind or "pair",
+        base_rewards=base_rewards,
+        grade=grade,
         ranks=ranks,
-        group=row.group_key,
-        weight=1.0 if row.weight is None else row.weight,
-        tilt=0.0 if row.tilt is None else row.tilt,
-        source=row.source,
-        event_time=row.event_time,
-        heads_id=row.heads_id,
-        live=row.live,
+        group=group,
+        weight=1.0 if weight is None else weight,
+        tilt=0.0 if tilt is None else tilt,
+        source=source,
+        event_time=time,
+        heads_id=heads_id,
+        live=live,
     )
 
 
