@@ -64,7 +64,7 @@ check-deploy: $(VENV)/.dev  ## Check deploy/ and docker/ with Prometheus' own to
 rehearse-docker: $(VENV)/.dev  ## Do what the Dockerfile does without Docker: install, start, ask /ready, stop (minutes)
 	$(BIN)/python docker/rehearse.py $(ARGS)
 
-chaos: $(VENV)/.dev  ## Break a real deployment under load, in full: faults, overload, restarts, soak (35 minutes)
+chaos: $(VENV)/.dev  ## Break a real deployment under load, in full: faults, kill -9, overload, restarts, changes, soak (50 minutes)
 	CHAOS=full $(BIN)/python -m pytest -q -s tests/chaos $(ARGS)
 
 format: $(VENV)/.dev  ## Format the code
