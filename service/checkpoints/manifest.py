@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 2
 """2 added `rating_gain`; 1 is still read."""
@@ -77,3 +77,9 @@ class Manifest(_Strict):
         default=None, description="From which other checkpoints users are carried here."
     )
     training: dict[str, Any] = Field(default_factory=dict, description="How it was made: data, choices, seed, command.")
+
+    @model_validator(mode="after")
+    def _maps_have_their_format(self) -> Manifest:
+        if (self.format_version == LINKED_FORMAT_VERSION) != bool(self.maps):
+            raise ValueError(f"format_version is {LINKED_FORMAT_VERSION} where there are maps, and only there")
+        return self

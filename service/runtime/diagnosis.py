@@ -74,12 +74,31 @@ def diagnose(settings: Settings, *, load_engine: bool) -> Iterator[Finding]:
         yield Finding("checkpoint", "ok", detail)
     except ConfigurationError as error:
         yield Finding("checkpoint", "failed", str(error), "set CHECKPOINT to the folder that `metareward train` wrote")
+    for directory in settings.further_checkpoints:
+        yield _further(settings, directory, checkpoint)
     if checkpoint is None:
         yield Finding("engine", "skipped", "needs a checkpoint")
     elif settings.engine_urls:
         yield from _workers(settings, checkpoint)
     else:
         yield _backbone(settings, checkpoint, load_engine)
+
+
+def _further(settings: Settings, directory: Path, first: Checkpoint | None) -> Finding:
+    """A checkpoint that is loaded to be made active; without a map its users would start anew."""
+    part = f"checkpoint {directory}"
+    try:
+        checkpoint = load_checkpoint(directory)
+    except ConfigurationError as error:
+        return Finding(part, "failed", str(error), "correct CHECKPOINTS")
+    detail = f"{checkpoint.name} ({checkpoint.checkpoint_id}), K = {checkpoint.heads}, {checkpoint.backbone.id}"
+    seen = {each.heads_id for each in checkpoint.maps if each.fidelity.mean >= settings.min_fidelity}
+    if first is None or first.heads_id in seen | {checkpoint.heads_id}:
+        return Finding(part, "ok", detail)
+    fix = f"`metareward checkpoint link {directory} --from` the directory of {first.name}"
+    return Finding(
+        part, "warning", f"{detail}; no map of MIN_FIDELITY leads from {first.name}, so its users start anew", fix
+    )
 
 
 def _listening(settings: Settings) -> Iterator[Finding]:
