@@ -43,7 +43,7 @@ from service.store import (
 )
 
 # Hypothesis ends most runs before the longest.
-STEPS, RUNS, LONGEST = (10_000, 100, 100) if FULL else (300, 6, 60)
+STEPS, RUNS, LONGEST = (10_000, 130, 100) if FULL else (300, 6, 60)
 LIMIT, HISTORY = 6, 4
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EXACT = 1e-12
