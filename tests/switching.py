@@ -21,7 +21,7 @@ from service.operations.readapt import Readapt
 from service.operations.retention import Retention
 from service.operations.score import Score
 from service.operations.shadow import Shadow
-from service.operations.solving import Solver
+from service.operations.solving import HalfLife, Solver
 from service.operations.telling import Telling
 from service.operations.texts import GroupKeys
 from service.operations.turns import Turns
@@ -104,13 +104,14 @@ class Switching:
         *checkpoints: Checkpoint,
         retention: Retention = "base_rewards",
         min_fidelity: float = 0.5,
+        half_life: HalfLife = None,
     ) -> None:
         settings = Settings(_env_file=None, min_fidelity=min_fidelity)  # type: ignore[call-arg]
         self.metrics = Metrics()
         self.executor = ThreadPoolExecutor(4)
         self.repository = UserRepository(database, 100, 60.0)
         self.carry_over = CarryOver(database, 100)
-        self.solver = Solver()
+        self.solver = Solver(half_life)
         by_backbone: dict[str, list[Checkpoint]] = {}
         for each in checkpoints:
             by_backbone.setdefault(each.backbone.fingerprint, []).append(each)
@@ -176,6 +177,7 @@ class Switching:
         assert served is not None
         return Readapt(
             carry_over=self.carry_over,
+            repository=self.repository,
             checkpoint=wanted,
             view=served.view,
             solver=self.solver,

@@ -26,6 +26,7 @@ _USER: Final[dict[str, Any]] = {
     "checkpoint_id": _CHECKPOINT_ID,
     "weights": _WEIGHTS,
     "pairs": 8,
+    "carried": None,
     "created_at": "2026-01-02T03:04:05Z",
     "updated_at": "2026-01-02T03:04:05Z",
 }

@@ -25,6 +25,7 @@ def user_out(user: StoredUser) -> dict[str, Any]:
         "checkpoint_id": user.checkpoint_id,
         "weights": user.weights_K.tolist(),
         "pairs": user.pairs,
+        "carried": user.carried,
         "created_at": user.created_at,
         "updated_at": user.updated_at,
     }

@@ -52,6 +52,7 @@ def readapt(
     from service.runtime.checkpoints import find_checkpoint
     from service.store.carry_over import CarryOver
     from service.store.serving import ServingRepository
+    from service.store.users import UserRepository
 
     settings = read_settings(database_url=database_url)
     with current_database(database_url) as database:
@@ -62,6 +63,7 @@ def readapt(
         typer.echo(f"{users} users are not of {wanted.name} ({wanted.checkpoint_id})", err=True)
         work = Readapt(
             carry_over=carry_over,
+            repository=UserRepository(database, settings.support_limit, settings.idempotency_ttl_s),
             checkpoint=wanted,
             view=view_of(wanted, settings.min_fidelity),
             solver=Solver(settings.half_life),

@@ -16,10 +16,11 @@ from service.mrm.batch import solve_many
 from service.mrm.carry import carry_many
 from service.mrm.state import FloatArray, IntArray
 from service.mrm.statements import half_life_weights
-from service.operations.carry import Carried, how_carried, state_map
+from service.operations.carry import carry_user, how_carried, state_map
 from service.operations.solving import Solver
 from service.store.carry_over import CarryOver, ManySupports
 from service.store.records import HeadsView, StoredUser
+from service.store.users import UserRepository
 
 Method = Literal["auto", "linear", "solve"]
 
@@ -54,7 +55,7 @@ class _States:
     places: IntArray
     weights_UK: FloatArray
     factors_UF: FloatArray | None
-    carried: Carried
+    carried: str
 
 
 class Readapt:
@@ -68,6 +69,7 @@ class Readapt:
         self,
         *,
         carry_over: CarryOver,
+        repository: UserRepository,
         checkpoint: Checkpoint,
         view: HeadsView,
         solver: Solver,
@@ -77,7 +79,8 @@ class Readapt:
         """Nothing is read before it is called.
 
         Args:
-            carry_over: The users.
+            carry_over: The users, many at a time.
+            repository: The users, one by one.
             checkpoint: Whose weights they get.
             view: From where a solve looks.
             solver: As the server solves.
@@ -87,6 +90,7 @@ class Readapt:
             batch: Users in one page.
         """
         self._carry_over = carry_over
+        self._repository = repository
         self._checkpoint = checkpoint
         self._view = view
         self._solver = solver
@@ -145,6 +149,8 @@ class Readapt:
 
     def _solve(self, users: Sequence[StoredUser]) -> tuple[list[_States], IntArray]:
         """States of those of whom anything is seen, or who said nothing; and the places of the others."""
+        if self._solver.by_user:
+            return self._solve_alone(users)
         supports = self._carry_over.supports([user.incarnation for user in users], self._view)
         said_U = np.bincount(supports.user_P, minlength=len(users))
         weights_UK, factors_UF = self._plain(supports, len(users))
@@ -158,13 +164,20 @@ class Readapt:
             how_carried(bool(said), bool(carried), left_out=max(0, user.pairs - int(said)))
             for user, said, carried in zip(users, said_U, supports.carried_U, strict=True)
         ]
-        states = []
-        by_how = sorted((how, place) for place, how in enumerate(hows) if how != "start")
-        for how, group in groupby(by_how, key=lambda each: each[0]):
-            places = np.array([place for _, place in group], dtype=np.int64)
-            factors = None if factors_UF is None else factors_UF[places]
-            states.append(_States(places, weights_UK[places], factors, how))
-        return states, np.array([place for place, how in enumerate(hows) if how == "start"], dtype=np.int64)
+        return _parted(hows, weights_UK, factors_UF)
+
+    def _solve_alone(self, users: Sequence[StoredUser]) -> tuple[list[_States], IntArray]:
+        """The same one by one, as their next requests would: every user has a half-life of their own."""
+        solved = [
+            carry_user(user, self._checkpoint, repository=self._repository, view=self._view, solver=self._solver).user
+            for user in users
+        ]
+        factors = [user.factor for user in solved if user.factor is not None]
+        return _parted(
+            [user.carried for user in solved],
+            np.array([user.weights_K for user in solved]),
+            np.array(factors) if len(factors) == len(solved) else None,
+        )
 
     def _plain(self, supports: ManySupports, users: int) -> tuple[FloatArray, FloatArray | None]:
         """Weights [U, K] and factors [U, F] after the plain choices; the start of users without any."""
@@ -196,3 +209,16 @@ class Readapt:
             factors_UF = np.array([users[place].factor for place in some], dtype=np.float64) if has_factor else None
             states = carry_many(weights_UK, factors_UF, linked.maps, linked.start, self._checkpoint.start)
             yield _States(np.array(some, dtype=np.int64), states.weights_UK, states.factors_UF, "linear")
+
+
+def _parted(
+    hows: Sequence[str | None], weights_UK: FloatArray, factors_UF: FloatArray | None
+) -> tuple[list[_States], IntArray]:
+    """States by how they came about, and the places of users who would start anew."""
+    states = []
+    by_how = sorted((how, place) for place, how in enumerate(hows) if how is not None and how != "start")
+    for how, group in groupby(by_how, key=lambda each: each[0]):
+        places = np.array([place for _, place in group], dtype=np.int64)
+        factors = None if factors_UF is None else factors_UF[places]
+        states.append(_States(places, weights_UK[places], factors, how))
+    return states, np.array([place for place, how in enumerate(hows) if how == "start"], dtype=np.int64)

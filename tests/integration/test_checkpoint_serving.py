@@ -139,8 +139,9 @@ def test_a_user_is_carried_by_what_they_said_and_solved_for_once(
     asyncio.run(path())
 
 
-def test_bulk_carrying_gives_what_the_next_request_would_have(database: Database) -> None:
-    server = Switching(database, OLD, NEW)
+@pytest.mark.parametrize("half_life", [None, 1e-6, "auto"])
+def test_bulk_carrying_gives_what_the_next_request_would_have(database: Database, half_life: Any) -> None:
+    server = Switching(database, OLD, NEW, half_life=half_life)
 
     async def path() -> None:
         for i in range(7):
