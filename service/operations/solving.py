@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,8 @@ class Solved:
     Attributes:
         support: The evidence, aged.
         state: Weights and posterior factor.
-        half_life_s: The age at which evidence counted half; None where age did not matter.
+        half_life_s: The age at which evidence counted half, or the one that fits best where `drift` decided what each
+            statement counted; None where age did not matter.
         drift: What the evidence says of changes of taste, where the solve asked it.
     """
 
@@ -72,25 +73,25 @@ class Solver:
 
     def __call__(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Solved:
         """Solve on evidence that was measured with, or carried to, the heads of `checkpoint`."""
-        half_life_s, drift = self._half_life_s, None
-        support = support_of(stored, checkpoint.heads, half_life_s)
-        if self._auto:
-            drift = _assess(support, stored, checkpoint)
-            half_life_s = drift.half_life
-            if half_life_s is not None:
-                support = support_of(stored, checkpoint.heads, half_life_s)
-        return Solved(support, solve(support, checkpoint.start), half_life_s, drift)
+        support = support_of(stored, checkpoint.heads, self._half_life_s)
+        if not self._auto:
+            return Solved(support, solve(support, checkpoint.start), self._half_life_s)
+        ages_P, ages_R = ages_of(stored)
+        drift = assess(support, ages_P, checkpoint.start, ages_R)
+        if drift.half_life is not None:
+            # Not by the half-life alone: after a sudden change all that came later counts whole.
+            support = replace(
+                support,
+                weights_P=support.weights_P * drift.weights(ages_P),
+                weights_R=support.weights_R * drift.weights(ages_R),
+            )
+        return Solved(support, solve(support, checkpoint.start), drift.half_life, drift)
 
     def taste(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Taste:
         """What evidence says of changes of taste: milliseconds, or tens of them for a thousand choices."""
-        drift = _assess(support_of(stored, checkpoint.heads), stored, checkpoint)
+        ages_P, ages_R = ages_of(stored)
+        drift = assess(support_of(stored, checkpoint.heads), ages_P, checkpoint.start, ages_R)
         return Taste(drift.score, drift.half_life if self._auto else self._half_life_s)
-
-
-def _assess(support: Support, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Drift:
-    """Judge `support`, which is `stored` with nothing aged."""
-    ages_P, ages_R = ages_of(stored)
-    return assess(support, ages_P, checkpoint.start, ages_R)
 
 
 def report_of(solved: Solved, start: UserState) -> Report:
