@@ -267,14 +267,15 @@ def test_what_is_committed_is_published_though_its_caller_leaves(
             await a.settled()
             assert (await b.scored()).version == 1
             begun, may_go_on = threading.Event(), threading.Event()
-            work = getattr(a.repository, what)
+            method = "change" if what == "adapt" else what
+            work = getattr(a.repository, method)
 
             def slowly(*arguments: object, **options: object) -> object:
                 begun.set()
                 assert may_go_on.wait(20)
                 return work(*arguments, **options)
 
-            setattr(a.repository, what, slowly)
+            setattr(a.repository, method, slowly)
             caller = asyncio.create_task(a.adapted(chosen="better") if what == "adapt" else a.users.erase("t", "ada"))
             await asyncio.to_thread(begun.wait, 20)
             caller.cancel()
