@@ -103,6 +103,8 @@ class Checkpoints:
                 if not self._failing:
                     logger.warning("which checkpoint is active cannot be read; %s serves on: %s", self._active(), error)
                 self._failing = True
+            except Exception:  # replicas that cease to follow would answer with different checkpoints for good
+                logger.exception("which checkpoint is active could not be asked. This is a bug")
 
     async def poll(self) -> None:
         """Ask the database and follow.

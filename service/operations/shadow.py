@@ -148,7 +148,7 @@ class Shadow:
                     for i, completion in enumerate(item.completions[:_MOST_COMPLETIONS])
                 ]
                 base = await shadow.base_rewards.read(tenant_id, texts, truncate=truncate, metered=False)
-                user = await shadow.users.resolve(tenant_id, item.user_id)
+                user = await shadow.users.resolve(tenant_id, item.user_id, measure=False)
                 here_B = np.array(answered[:_MOST_COMPLETIONS], dtype=np.float64)
                 self._add(agreement, here_B, rewards(base.rewards_BK, user.state))
         except MetarewardError as error:

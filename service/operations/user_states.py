@@ -16,7 +16,7 @@ from service.mrm import UserState
 from service.observability.metrics import Metrics
 from service.operations.carry import CarriedUser, Retained, carry_user
 from service.operations.solving import Solver
-from service.store.caches import UserCache
+from service.store.caches import LruCache, UserCache
 from service.store.records import HeadsView, StoredUser
 from service.store.shared import SharedTombstone, SharedUser, SharedUsers
 from service.store.users import UserRepository
@@ -30,6 +30,7 @@ Standing = Literal["adapted", "cold_start", "stale"]
 _MEASURED_AT_ONCE: Final = 4
 _MEASURING_PATIENCE_S: Final = 2.0
 _MEASURE_AGAIN_S: Final = 30.0
+_MOST_LEFT_OUT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class UserStates:
         self._start = solver([], checkpoint).state
         self._reads: dict[tuple[str, str], _Read] = {}
         self._retained = retained
+        # Carried users of whom something was left out, until it was tried to measure it.
+        self._left_out: LruCache[tuple[str, str], CarriedUser] = LruCache(_MOST_LEFT_OUT)
         self._measuring: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._measure_turns = asyncio.Semaphore(_MEASURED_AT_ONCE)
 
@@ -126,8 +129,12 @@ class UserStates:
         """The state of somebody who has not adapted."""
         return self._start
 
-    async def resolve(self, tenant_id: str, user_id: str, min_version: int = 0) -> ResolvedUser:
+    async def resolve(
+        self, tenant_id: str, user_id: str, min_version: int = 0, *, measure: bool = True
+    ) -> ResolvedUser:
         """The state of one user, at least at `min_version` (read-your-writes on any replica).
+
+        With `measure`, what was left out of a carried user's solve is measured where it is retained.
 
         Raises:
             Unavailable: The database does not answer and nothing is remembered.
@@ -143,10 +150,10 @@ class UserStates:
             shared = None if self._shared is None else await self._ask_shared(self._shared, tenant_id, user_id)
             if shared is not None and shared.version >= min_version:
                 return self._resolved(shared)
-            user, began = await self._ask_database(tenant_id, user_id)
+            user, began = await self._ask_database(tenant_id, user_id, measure=measure)
             if _version(user) < min_version and began < now:
                 # The read was another caller's, and may have begun before that version was committed.
-                user, _ = await self._ask_database(tenant_id, user_id, since=now)
+                user, _ = await self._ask_database(tenant_id, user_id, since=now, measure=measure)
         except Unavailable:
             stale = self._cache.get_stale((tenant_id, user_id), now, self._stale_limit_s)
             if stale is None or stale.user is None or stale.user.version < min_version:
@@ -193,7 +200,7 @@ class UserStates:
         return found.user if found.trusted else None
 
     async def _ask_database(
-        self, tenant_id: str, user_id: str, since: float = -math.inf
+        self, tenant_id: str, user_id: str, *, since: float = -math.inf, measure: bool
     ) -> tuple[StoredUser | None, float]:
         """The user from the database, in one read for all who ask meanwhile, and when that read began.
 
@@ -212,8 +219,10 @@ class UserStates:
             # Shielded: a caller that leaves must not take the answer from the others.
             loaded = await asyncio.shield(read.loaded)
             user = loaded.user
-            if self._retained is not None and loaded.carried is not None and loaded.carried.left_out:
-                user = await self._measured(self._retained, loaded.carried)
+            if measure and self._retained is not None and user is not None:
+                left = self._left_out.get(key)
+                if left is not None and _order(left.user) == _order(user):
+                    user = await self._measured(self._retained, left)
             return user, read.began
         finally:
             read.waiters -= 1
@@ -242,6 +251,8 @@ class UserStates:
             if loaded.carried is not None:
                 self._metrics.carried_users.labels(loaded.user.carried).inc()
                 self._metrics.left_out.inc(loaded.carried.left_out)
+                if loaded.carried.left_out and self._retained is not None:
+                    self._left_out.put(key, loaded.carried)
             self._cache.publish(loaded.user, read.began)
             if self._shared is not None and loaded.is_row:
                 self._shared.publish_read(loaded.user)
@@ -272,24 +283,18 @@ class UserStates:
         return carried.user
 
     async def _measure(self, retained: Retained, carried: CarriedUser) -> None:
+        key = (carried.user.tenant_id, carried.user.user_id)
+        loop = asyncio.get_running_loop()
         try:
             async with self._measure_turns:
+                self._left_out.drop(key)
                 if not await retained.measure(carried):
                     return
                 began = time.monotonic()
-                solved = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, lambda: self._carry(carried.user, measured=True)
-                )
+                solved = await loop.run_in_executor(self._executor, lambda: self._carry(carried.user, measured=True))
         except MetarewardError as error:
             logger.info("what is retained of a user could not be measured now: %s", error)
-            # As carried the user is remembered; forgotten, it is tried again.
-            asyncio.get_running_loop().call_later(
-                _MEASURE_AGAIN_S,
-                self._cache.drop_erased,
-                carried.user.tenant_id,
-                carried.user.user_id,
-                carried.user.incarnation,
-            )
+            loop.call_later(_MEASURE_AGAIN_S, self._left_out.put, key, carried)
             return
         self._metrics.carried_users.labels(solved.user.carried).inc()
         self._cache.publish(solved.user, began)

@@ -258,6 +258,12 @@ def test_what_is_retained_is_measured_with_the_new_heads(database: Database, ret
     async def path() -> None:
         await adapt(server, said=SAID)
         for wanted in (unlinked, STRANGER):
+            # A shadow sees what there is; it has nothing measured, for which tenants would pay.
+            shadow = server.serving.get(wanted.checkpoint_id)
+            assert shadow is not None
+            assert (await shadow.users.resolve("t", "ada", measure=False)).carried == "start"
+            shadow.users._revalidate_s = 0.0
+            assert (await shadow.users.resolve("t", "ada", measure=False)).carried == "start"
             await server.checkpoints.activate(wanted.checkpoint_id)
             _, scored = await score(server)
             if retention == "hidden_states" and wanted is STRANGER:
