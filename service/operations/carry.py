@@ -165,7 +165,7 @@ class Retained:
         row = carried.user
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._executor, self._find, carried)
-        measured: dict[str, Vector] = {}
+        measured: dict[tuple[str, bytes], Vector] = {}
         texts: list[tuple[StoredEvidence, RetainedTexts]] = []
         for evidence, payload in found:
             try:
@@ -176,7 +176,7 @@ class Retained:
             if isinstance(kept, RetainedTexts):
                 texts.append((evidence, kept))
             elif evidence.heads_id in self._same_backbone:
-                measured[evidence.evidence_id] = statement_of(evidence, self._apply(kept))
+                measured[evidence.evidence_id, evidence.content_key] = statement_of(evidence, self._apply(kept))
         batch: list[tuple[StoredEvidence, RetainedTexts]] = []
         for each in texts:
             batch.append(each)
@@ -210,15 +210,18 @@ class Retained:
         A_KD, b_K = self._checkpoint.A_KD.astype(np.float64), self._checkpoint.b_K.astype(np.float64)
         return np.asarray(kept.states_ND.astype(np.float64) @ A_KD.T + b_K)
 
-    async def _read(self, tenant_id: str, batch: Sequence[tuple[StoredEvidence, RetainedTexts]]) -> dict[str, Vector]:
+    async def _read(
+        self, tenant_id: str, batch: Sequence[tuple[StoredEvidence, RetainedTexts]]
+    ) -> dict[tuple[str, bytes], Vector]:
         if not batch:
             return {}
         texts = [Text(kept.messages, completion, "retained") for _, kept in batch for completion in kept.completions]
         base = await self._base_rewards.read(tenant_id, texts, truncate=True)
-        measured, first = {}, 0
+        measured: dict[tuple[str, bytes], Vector] = {}
+        first = 0
         for evidence, kept in batch:
             rewards_NK = base.rewards_BK[first : first + len(kept.completions)]
-            measured[evidence.evidence_id] = statement_of(evidence, rewards_NK)
+            measured[evidence.evidence_id, evidence.content_key] = statement_of(evidence, rewards_NK)
             first += len(kept.completions)
         return measured
 

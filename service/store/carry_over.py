@@ -89,7 +89,11 @@ def _add(dialect: Any) -> Any:
             bindparam("to_heads", type_=PairRow.heads_id.type),
             bindparam("measured", type_=PairRow.diff.type),
         )
-        .where(PairRow.incarnation == bindparam("life"), PairRow.pair_id == bindparam("id"))
+        .where(
+            PairRow.incarnation == bindparam("life"),
+            PairRow.pair_id == bindparam("id"),
+            PairRow.content_key == bindparam("content"),
+        )
         .order_by(PairRow.heads_id)
         .limit(1)
     )
@@ -256,24 +260,24 @@ class CarryOver:
                 found |= {row.pair_id: row.payload for row in connection.execute(_RETAINED, asked)}
         return found
 
-    def add_measured(self, incarnation: int, heads_id: str, base_rewards: Mapping[str, Vector]) -> int:
+    def add_measured(self, incarnation: int, heads_id: str, base_rewards: Mapping[tuple[str, bytes], Vector]) -> int:
         """Add base rewards of stored statements as measured with other heads, and return how many were added.
 
-        Statements that are gone by now, or have been measured with these heads, are passed over. Whether one counts,
-        and since when, is as under its other heads.
+        Statements that are gone by now, whose ids have come to stand for other content, or that have been measured with
+        these heads, are passed over. Whether one counts, and since when, is as under its other heads.
 
         Args:
             incarnation: Whose.
             heads_id: The heads.
-            base_rewards: By id, shaped as in `NewEvidence`.
+            base_rewards: By id and content key, shaped as in `NewEvidence`.
 
         Raises:
             EngineError: A base reward is not finite. Nothing is stored.
         """
         require_finite("a base reward", *base_rewards.values())
         rows = [
-            {"life": incarnation, "id": evidence_id, "to_heads": heads_id, "measured": to_bytes(measured)}
-            for evidence_id, measured in base_rewards.items()
+            {"life": incarnation, "id": name, "content": content, "to_heads": heads_id, "measured": to_bytes(measured)}
+            for (name, content), measured in base_rewards.items()
         ]
 
         def work(connection: Connection) -> int:

@@ -126,12 +126,14 @@ def test_what_is_retained_can_be_measured_again(database: Database) -> None:
     users.change("tenant", "ada", Delete(["c"]), seen_from(), None, sum_of_differences)
     life = user.incarnation
     assert carry.retained(life, ["a", "b", "c"]) == {"a": b"text of a"}
-    measured = {"a": np.ones(5), "b": np.zeros(5), "c": np.ones(5), "never said": np.ones(5)}
+    keys = {each.evidence_id: each.content_key for each in pairs} | {"never said": b"never"}
+    numbers = {"a": np.ones(5), "b": np.zeros(5), "c": np.ones(5), "never said": np.ones(5)}
+    measured = {(name, keys[name]): value for name, value in numbers.items()}
     assert carry.add_measured(life, "heads-b", measured) == 2
     assert carry.add_measured(life, "heads-b", measured) == 0
     assert carry.add_measured(life + 1, "heads-b", measured) == 0
     with pytest.raises(EngineError):
-        carry.add_measured(life, "heads-c", {"a": np.array([np.inf])})
+        carry.add_measured(life, "heads-c", {("a", keys["a"]): np.array([np.inf])})
     support = users.support("tenant", "ada", HeadsView("new", "heads-b", 5, {}))
     assert {each.evidence_id: (each.grade, each.base_rewards.tolist()) for each in support} == {
         "a": (None, [1.0] * 5),
@@ -176,3 +178,13 @@ def test_activations_at_once_follow_one_another(database: Database) -> None:
     assert [row.generation for row in rows] == list(range(1, 25))
     assert [row.previous for row in rows] == [None, *(row.active for row in rows[:-1])]
     assert serving.get() == rows[-1]
+
+
+def test_what_an_id_stood_for_is_not_measured_for_what_it_stands_for_now(database: Database) -> None:
+    users, carry = repository(database), CarryOver(database, 100)
+    before = new_pair("a", retained=b"text of a")
+    _, user = adapt(users, [before, new_pair("b")])
+    users.change("tenant", "ada", Delete(["a"]), seen_from(), None, sum_of_differences)
+    adapt(users, [new_pair("a", content="something else")])
+    assert carry.add_measured(user.incarnation, "heads-b", {("a", before.content_key): np.ones(3)}) == 0
+    assert users.support("tenant", "ada", HeadsView("new", "heads-b", 3, {})) == []
