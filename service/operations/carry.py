@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,10 @@ from service.operations.retention import RetainedHiddenStates, RetainedTexts, re
 from service.operations.solving import Solver
 from service.operations.texts import Text
 from service.store.carry_over import CarryOver
-from service.store.records import HeadsView, NewEvidence, StoredEvidence, StoredUser, Vector
+from service.store.records import Carried, HeadsView, NewEvidence, StoredEvidence, StoredUser, Vector
 from service.store.users import UserRepository
 
 logger = logging.getLogger(__name__)
-
-Carried = Literal["exact", "linear", "retained", "start"]
 
 _PAGE: Final = 1000
 # Texts that are measured anew at a time: users who come for an answer meanwhile take turns with them.

@@ -15,6 +15,7 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 Report = dict[str, float | None]
 EvidenceKind = Literal["pair", "rating", "ranking"]
+Carried = Literal["exact", "linear", "retained", "start"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +49,7 @@ class StoredUser:
     pairs: int
     created_at: datetime
     updated_at: datetime
-    carried: str | None = None
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True, slots=True)

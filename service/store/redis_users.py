@@ -11,11 +11,12 @@ import asyncio
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import numpy as np
 
 from service.observability.metrics import Metrics
-from service.store.records import StoredUser, Vector
+from service.store.records import Carried, StoredUser, Vector
 from service.store.redis_client import Command, RedisClient, RedisKeys, RedisUnavailable
 from service.store.redis_coalescer import Coalescer
 from service.store.redis_writer import RedisWriter
@@ -31,8 +32,10 @@ _BATCH = 256
 _FORMAT = b"1"
 _HEAD_BYTES = 33
 # Then: lifetime in ms, created and updated in us since 1970, pairs, and the lengths of what follows: checkpoint_id,
-# heads_id, weights, factor (-1 for none).
+# heads_id, weights, factor (-1 for none). What stands behind these says how a carried user came to the checkpoint; the
+# version before, which knows of no carried users, finds nothing in such an entry.
 _BODY = struct.Struct("<QqqIHHiq")
+_HOW: dict[bytes, Carried | None] = {b"": None} | {how.encode(): how for how in get_args(Carried)}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -239,7 +242,8 @@ def encode_user(user: StoredUser, lifetime_ms: int) -> bytes:
         len(parts[2]),
         -1 if factor is None else len(factor),
     )
-    return _head(user.incarnation, user.version) + body + b"".join(parts) + (factor or b"")
+    tail = (factor or b"") + (user.carried or "").encode()
+    return _head(user.incarnation, user.version) + body + b"".join(parts) + tail
 
 
 def decode_user(tenant_id: str, user_id: str, value: bytes) -> tuple[StoredUser, int] | None:
@@ -248,7 +252,7 @@ def decode_user(tenant_id: str, user_id: str, value: bytes) -> tuple[StoredUser,
         return None
     lifetime_ms, created, updated, pairs, *lengths = _BODY.unpack_from(value, _HEAD_BYTES)
     parts = _split(value[_HEAD_BYTES + _BODY.size :], [max(0, length) for length in lengths])
-    if parts is None or len(parts[2]) % 8 or len(parts[3]) % 8:
+    if parts is None or len(parts[2]) % 8 or len(parts[3]) % 8 or parts[4] not in _HOW:
         return None
     weights_K, factor = from_bytes(parts[2]), None if lengths[3] < 0 else from_bytes(parts[3])
     if not (_is_finite(weights_K) and (factor is None or _is_finite(factor))):
@@ -266,6 +270,7 @@ def decode_user(tenant_id: str, user_id: str, value: bytes) -> tuple[StoredUser,
             pairs=pairs,
             created_at=_EPOCH + timedelta(microseconds=created),
             updated_at=_EPOCH + timedelta(microseconds=updated),
+            carried=_HOW[parts[4]],
         )
     except (UnicodeDecodeError, OverflowError):
         return None
@@ -273,14 +278,14 @@ def decode_user(tenant_id: str, user_id: str, value: bytes) -> tuple[StoredUser,
 
 
 def _split(data: bytes, lengths: Sequence[int]) -> list[bytes] | None:
-    """Consecutive parts of `data`, or None if they do not add up to it."""
-    if sum(lengths) != len(data):
+    """Consecutive parts of `data`, and what is behind them; None if there is not as much."""
+    if sum(lengths) > len(data):
         return None
     parts = []
     for length in lengths:
         parts.append(data[:length])
         data = data[length:]
-    return parts
+    return [*parts, data]
 
 
 def _is_finite(vector: Vector) -> bool:

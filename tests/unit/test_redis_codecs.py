@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from service.store.caches import CachedBaseRewards
-from service.store.records import StoredUser
+from service.store.records import Carried, StoredUser
 from service.store.redis_base_rewards import BaseRewardCodec
 from service.store.redis_client import RedisKeys
 from service.store.redis_users import decode_user, encode_user
@@ -32,6 +33,7 @@ users = st.builds(
     pairs=st.integers(0, 2**32 - 1),
     created_at=moments,
     updated_at=moments,
+    carried=st.sampled_from([None, *get_args(Carried)]),
 )
 ADA = StoredUser(
     "tenant", "ada", 3, 7, "c", "h", np.arange(2.0), np.arange(3.0), 5, datetime(2026, 1, 1, tzinfo=UTC),
