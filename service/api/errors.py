@@ -173,7 +173,6 @@ def _path(error: dict[str, Any]) -> str:
 _FIXES = {
     "extra_forbidden": "unknown field; remove it or check its spelling",
     "missing": "is missing; add it",
-    "too_short": "is empty; give at least one",
 }
 
 
@@ -183,6 +182,9 @@ def _message(error: dict[str, Any]) -> str:
             f"is not valid JSON in UTF-8, from character {error['loc'][-1]} on; "
             "a comma before a closing bracket, NaN and Infinity are not JSON"
         )
+    if error["type"] == "too_short":
+        given, least = error["ctx"]["actual_length"], error["ctx"]["min_length"]
+        return f"is {'too short' if given else 'empty'}; give at least {'one' if least == 1 else least}"
     if error["type"] in _FIXES:
         return _FIXES[error["type"]]
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -212,6 +212,18 @@ def test_a_newline_in_a_user_id_is_no_path(api: httpx.Client) -> None:
     check_problem(api.get("/users/a%0A"), 404)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [([], "is empty; give at least 2"), (["a"], "is too short; give at least 2")]
+)
+def test_lists_that_are_too_short_say_what_they_need(
+    api: httpx.Client, fresh_user: str, given: list[str], told: str
+) -> None:
+    answer = api.post(f"/users/{fresh_user}/adapt", json=ranking(completions=given))
+    assert [(issue["field"], issue["message"]) for issue in answer.json()["errors"]] == [
+        ("rankings[0].completions", told)
+    ]
+
+
 def test_errors_do_not_echo_texts(api: httpx.Client, fresh_user: str) -> None:
     secret = "my-secret-text"
     bodies = [
