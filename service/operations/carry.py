@@ -49,12 +49,10 @@ class CarriedUser:
 
     Attributes:
         user: Weights, checkpoint and how they came about; identity and version are those of the row.
-        evidence: What was solved on.
         left_out: Statements that count and that this checkpoint cannot see.
     """
 
     user: StoredUser
-    evidence: Sequence[StoredEvidence]
     left_out: int
 
 
@@ -91,7 +89,7 @@ def carry_user(
         pairs=pairs,
         carried=how,
     )
-    return CarriedUser(user, support.evidence, support.left_out)
+    return CarriedUser(user, support.left_out)
 
 
 def how_carried(seen: bool, mapped: bool, *, left_out: int, measured: bool = False) -> Carried:
@@ -124,6 +122,7 @@ class Retained:
         self,
         *,
         checkpoint: Checkpoint,
+        view: HeadsView,
         same_backbone: frozenset[str],
         base_rewards: BaseRewardReader,
         repository: UserRepository,
@@ -135,6 +134,7 @@ class Retained:
 
         Args:
             checkpoint: Whose heads.
+            view: What a solve for it sees anyway.
             same_backbone: Heads known to be of the same backbone: their hidden states are this checkpoint's.
             base_rewards: For texts.
             repository: Users.
@@ -143,6 +143,7 @@ class Retained:
             limit: The newest so many statements are measured, as a solve sees no more.
         """
         self._checkpoint = checkpoint
+        self._view = view
         self._same_backbone = same_backbone
         self._base_rewards = base_rewards
         self._repository = repository
@@ -150,19 +151,19 @@ class Retained:
         self._executor = executor
         self._limit = limit
 
-    async def measure(self, carried: CarriedUser) -> int:
+    async def measure(self, carried: CarriedUser) -> bool:
         """Measure what was left out of a user's solve, as far as anything is retained of it, and store it.
 
         Returns:
-            How many statements were measured.
+            Whether a solve sees more now: by this, or by another replica that came first.
 
         Raises:
             InvalidInput, QuotaExceeded, Overloaded, Unavailable, EngineError: As `BaseRewardReader.read`, and the
                 store.
         """
-        row = carried.user
+        user = carried.user
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._executor, self._find, carried)
+        found, left_out = await loop.run_in_executor(self._executor, self._find, user)
         measured: dict[tuple[str, bytes], Vector] = {}
         texts: list[tuple[StoredEvidence, RetainedTexts]] = []
         for evidence, payload in found:
@@ -179,22 +180,28 @@ class Retained:
         for each in texts:
             batch.append(each)
             if sum(len(kept.completions) for _, kept in batch) >= _TEXTS_AT_ONCE:
-                measured |= await self._read(row.tenant_id, batch)
+                measured |= await self._read(user.tenant_id, batch)
                 batch = []
-        measured |= await self._read(row.tenant_id, batch)
-        if not measured:
-            return 0
-        heads_id = self._checkpoint.heads_id
-        return await loop.run_in_executor(
-            self._executor, self._carry_over.add_measured, row.incarnation, heads_id, measured
-        )
+        measured |= await self._read(user.tenant_id, batch)
+        if measured:
+            heads_id = self._checkpoint.heads_id
+            await loop.run_in_executor(
+                self._executor, self._carry_over.add_measured, user.incarnation, heads_id, measured
+            )
+        return bool(measured) or left_out < carried.left_out
 
-    def _find(self, carried: CarriedUser) -> list[tuple[StoredEvidence, bytes]]:
-        """Statements that count and were not solved on, with what is retained of them; the newest."""
-        row, after = carried.user, None
-        seen = {each.evidence_id for each in carried.evidence}
+    def _find(self, user: StoredUser) -> tuple[list[tuple[StoredEvidence, bytes]], int]:
+        """Statements that count and are not solved on, with what is retained of them, the newest; how many there are.
+
+        Those of which nothing is retained are in the number only.
+        """
+        support = self._repository.support_set(user.tenant_id, user.user_id, self._view)
         found: list[tuple[StoredEvidence, bytes]] = []
-        while page := self._repository.evidence(row.tenant_id, row.user_id, after, _PAGE):
+        if not support.left_out:
+            return found, 0
+        seen = {each.evidence_id for each in support.evidence}
+        after = None
+        while page := self._repository.evidence(user.tenant_id, user.user_id, after, _PAGE):
             found += [
                 (evidence, payload)
                 for evidence, payload in page
@@ -202,7 +209,7 @@ class Retained:
             ]
             after = page[-1][0].evidence_id
         found.sort(key=lambda each: each[0].event_time, reverse=True)
-        return found[: self._limit]
+        return found[: self._limit], support.left_out
 
     def _apply(self, kept: RetainedHiddenStates) -> npt.NDArray[np.float64]:
         A_KD, b_K = self._checkpoint.A_KD.astype(np.float64), self._checkpoint.b_K.astype(np.float64)

@@ -176,6 +176,7 @@ class UserStates:
 
     def forget(self, tenant_id: str, user_id: str) -> None:
         """Remember that a user was just erased."""
+        self._left_out.drop((tenant_id, user_id))
         self._cache.publish_absent(tenant_id, user_id, time.monotonic())
 
     async def _ask_shared(self, shared: SharedUsers, tenant_id: str, user_id: str) -> StoredUser | None:
@@ -245,20 +246,25 @@ class UserStates:
             if done.cancelled() or done.exception() is not None:
                 return
             loaded = done.result()
-            if loaded.user is None:
-                self._cache.publish_absent(tenant_id, user_id, read.began)
-                return
+            self._remember(key, loaded, read.began)
             if loaded.carried is not None:
-                self._metrics.carried_users.labels(loaded.user.carried).inc()
                 self._metrics.left_out.inc(loaded.carried.left_out)
                 if loaded.carried.left_out and self._retained is not None:
                     self._left_out.put(key, loaded.carried)
-            self._cache.publish(loaded.user, read.began)
-            if self._shared is not None and loaded.is_row:
-                self._shared.publish_read(loaded.user)
 
         read.loaded.add_done_callback(remember)
         return read
+
+    def _remember(self, key: tuple[str, str], loaded: _Loaded, began: float) -> None:
+        """Remember what the database said in a read that began then, and let other replicas know."""
+        if loaded.user is None:
+            self._cache.publish_absent(*key, began)
+            return
+        if loaded.carried is not None:
+            self._metrics.carried_users.labels(loaded.user.carried).inc()
+        self._cache.publish(loaded.user, began)
+        if self._shared is not None and loaded.is_row:
+            self._shared.publish_read(loaded.user)
 
     def _forget_read(self, key: tuple[str, str], read: _Read) -> None:
         if self._reads.get(key) is read:
@@ -277,32 +283,38 @@ class UserStates:
             task = self._measuring[key] = asyncio.create_task(self._measure(retained, carried))
             task.add_done_callback(lambda _: self._measuring.pop(key, None))
         await asyncio.wait([task], timeout=_MEASURING_PATIENCE_S)
-        known = self._cache.get(key)
-        if known is not None and known.user is not None and _order(known.user) == _order(carried.user):
-            return known.user
-        return carried.user
+        return self._known_as(carried.user) or carried.user
+
+    def _known_as(self, user: StoredUser) -> StoredUser | None:
+        """What is remembered of this version of a user."""
+        known = self._cache.get((user.tenant_id, user.user_id))
+        if known is None or known.user is None or _order(known.user) != _order(user):
+            return None
+        return known.user
 
     async def _measure(self, retained: Retained, carried: CarriedUser) -> None:
         key = (carried.user.tenant_id, carried.user.user_id)
         loop = asyncio.get_running_loop()
+
+        def try_again() -> None:
+            if self._known_as(carried.user) is not None:
+                self._left_out.put(key, carried)
+
         try:
             async with self._measure_turns:
                 self._left_out.drop(key)
                 if not await retained.measure(carried):
                     return
                 began = time.monotonic()
-                solved = await loop.run_in_executor(self._executor, lambda: self._carry(carried.user, measured=True))
+                # The row as well: the user may have changed meanwhile, or be gone.
+                loaded = await loop.run_in_executor(
+                    self._executor, lambda: self._load_from_database(*key, None, measured=True)
+                )
         except MetarewardError as error:
             logger.info("what is retained of a user could not be measured now: %s", error)
-            loop.call_later(_MEASURE_AGAIN_S, self._left_out.put, key, carried)
+            loop.call_later(_MEASURE_AGAIN_S, try_again)
             return
-        self._metrics.carried_users.labels(solved.user.carried).inc()
-        self._cache.publish(solved.user, began)
-
-    def _carry(self, row: StoredUser, *, measured: bool = False) -> CarriedUser:
-        return carry_user(
-            row, self._checkpoint, repository=self._repository, view=self._view, solver=self._solver, measured=measured
-        )
+        self._remember(key, loaded, began)
 
     def _load(self, tenant_id: str, user_id: str, known: StoredUser | None) -> _Loaded:
         # Reads that queued for a thread while others failed would each wait as long again.
@@ -315,14 +327,18 @@ class UserStates:
         self._outage = None
         return loaded
 
-    def _load_from_database(self, tenant_id: str, user_id: str, known: StoredUser | None) -> _Loaded:
+    def _load_from_database(
+        self, tenant_id: str, user_id: str, known: StoredUser | None, *, measured: bool = False
+    ) -> _Loaded:
         row = self._repository.get(tenant_id, user_id)
         if row is None or row.checkpoint_id == self._checkpoint.checkpoint_id:
             return _Loaded(row, is_row=True)
         # What a user said decides, and the version says whether that changed: nobody is solved for twice.
         if known is not None and _order(known) == _order(row):
             return _Loaded(known, is_row=False)
-        carried = self._carry(row)
+        carried = carry_user(
+            row, self._checkpoint, repository=self._repository, view=self._view, solver=self._solver, measured=measured
+        )
         return _Loaded(carried.user, is_row=False, carried=carried)
 
     def _resolved(self, user: StoredUser | None, *, stale: bool = False) -> ResolvedUser:

@@ -65,18 +65,20 @@ def open_serving(
             flights=flights.setdefault(id(parts.engine), SingleFlight()),
         )
         readers.setdefault(id(parts.engine), []).append(reader)
+        view = view_of(checkpoint, settings.min_fidelity)
         states = UserStates(
             repository=repository,
             executor=executor,
             cache=UserCache(settings.user_cache_entries),
             checkpoint=checkpoint,
-            view=view_of(checkpoint, settings.min_fidelity),
+            view=view,
             solver=solver,
             stale_limit_s=settings.stale_limit_s,
             metrics=metrics,
             shared=None if redis is None else redis.users,
             retained=Retained(
                 checkpoint=checkpoint,
+                view=view,
                 same_backbone=_same_backbone(checkpoint, checkpoints),
                 base_rewards=reader,
                 repository=repository,

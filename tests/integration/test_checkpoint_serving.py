@@ -17,6 +17,7 @@ from switching import HIDDEN, Switching, checkpoint, linked
 from service.errors import Conflict
 from service.mrm import Support, solve
 from service.observability.metrics import Metrics
+from service.operations.carry import Retained
 from service.operations.lifecycle import Lifecycle
 from service.operations.readiness import ReadinessCheck
 from service.operations.said import PreferencePair, Ranking, Rating
@@ -276,6 +277,47 @@ def test_what_is_retained_is_measured_with_the_new_heads(database: Database, ret
             rows = server.repository.support("t", "ada", server.serving.active.view)
             assert {row.heads_id for row in rows} == {wanted.heads_id}
             assert len(rows) == len(SAID)
+
+    asyncio.run(path())
+
+
+def test_what_another_replica_has_measured_counts_here_too(database: Database) -> None:
+    unlinked = checkpoint(2, 4, name="unlinked")
+    first, second = (Switching(database, OLD, unlinked, retention="texts") for _ in range(2))
+
+    async def path() -> None:
+        await adapt(first, said=SAID)
+        await first.checkpoints.activate(unlinked.checkpoint_id)
+        await second.checkpoints.poll()
+        for server in (first, second):  # both see the user before either has measured anything
+            states = server.serving.active.users
+            states._revalidate_s = 0.0
+            assert (await states.resolve("t", "ada", measure=False)).carried == "start"
+        (_, one), (_, other) = await score(first), await score(second)
+        assert one.carried == other.carried == "retained"
+        assert one.rewards == other.rewards
+
+    asyncio.run(path())
+
+
+def test_who_is_erased_while_being_measured_stays_erased(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlinked = checkpoint(2, 4, name="unlinked")
+    server = Switching(database, OLD, unlinked, retention="texts")
+    measure = Retained.measure
+
+    async def then_gone(self: Retained, carried: Any) -> bool:
+        measured = await measure(self, carried)
+        server.serving.forget("t", "ada", server.repository.erase("t", "ada"))
+        return measured
+
+    monkeypatch.setattr(Retained, "measure", then_gone)
+
+    async def path() -> None:
+        await adapt(server, said=SAID)
+        await server.checkpoints.activate(unlinked.checkpoint_id)
+        await score(server)
+        _, scored = await score(server)
+        assert (scored.standing, scored.version, scored.carried) == ("cold_start", 0, None)
 
     asyncio.run(path())
 
