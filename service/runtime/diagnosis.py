@@ -6,6 +6,7 @@ Nothing is changed: no table, no key, no secret is made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -28,6 +29,7 @@ from service.settings import Settings, is_loopback
 from service.store import migrate
 from service.store.database import Database, open_database
 from service.store.keys import KeyRepository
+from service.store.serving import ServingRepository
 from service.worker.wire import WorkerBusy, WorkerFailed
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -192,11 +194,29 @@ def _database(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding("database", "ok", f"{kind} answers; its schema is current")
             yield _keys(settings, database)
+            yield from _active(settings, database)
     except MetarewardError as error:
         fix = "start it, or correct DATABASE_URL (host, port, name, user, password)"
         yield Finding("database", "failed", str(error), fix)
     finally:
         database.close()
+
+
+def _active(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Where a checkpoint was activated: whether a server would load it."""
+    row = ServingRepository(database).get()
+    if row is None:
+        return
+    loaded = set()
+    for directory in (settings.checkpoint, *settings.further_checkpoints):
+        # One that cannot be read has a finding of its own.
+        with contextlib.suppress(ConfigurationError):
+            loaded.add(load_checkpoint(directory).checkpoint_id)
+    if row.active in loaded:
+        yield Finding("active", "ok", row.active)
+    else:
+        fix = "name its directory in CHECKPOINTS, or activate one that every server has"
+        yield Finding("active", "warning", f"{row.active} is active and not loaded here; CHECKPOINT would answer", fix)
 
 
 _MAKE_KEY = "`metareward keys create --tenant NAME --role admin`"

@@ -28,7 +28,7 @@ from service.runtime.diagnosis import diagnose
 from service.runtime.engine import open_engines, stack
 from service.runtime.worker import build_worker
 from service.settings import DEMO_CHECKPOINT, Settings
-from service.store import Append, NewEvidence, Solution, open_database
+from service.store import Append, NewEvidence, ServingRepository, Solution, migrate, open_database
 from service.store.caches import BaseRewardCache
 from service.store.records import HeadsView
 from service.store.redis_base_rewards import RedisBaseRewards
@@ -179,3 +179,17 @@ def test_the_doctor_looks_at_further_checkpoints(saved: dict[str, Path], tmp_pat
     assert "metareward checkpoint link" in found[f"checkpoint {saved['stranger']}"].fix
     strict = settings(saved["old"], saved["new"], data_dir=tmp_path, min_fidelity=1.0)
     assert {f.part: f.status for f in diagnose(strict, load_engine=False)}[f"checkpoint {saved['new']}"] == "ok"
+
+
+def test_the_doctor_misses_the_checkpoint_that_is_active(saved: dict[str, Path], tmp_path: Path) -> None:
+    def found(*names: str) -> list[str]:
+        wanted = settings(*(saved[name] for name in names), data_dir=tmp_path)
+        return [each.status for each in diagnose(wanted, load_engine=False) if each.part == "active"]
+
+    database = open_database(f"sqlite:///{tmp_path / 'metareward.db'}")
+    migrate.upgrade(database)
+    assert found("old") == []
+    ServingRepository(database).activate(NEW.checkpoint_id)
+    database.close()
+    assert found("old", "new") == ["ok"]
+    assert found("old") == ["warning"]
