@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.people import Someone, Table, parse, worlds
 from service.mrm import GaussianStart, Support
+from service.mrm.statements import flip_noise
 
 COUNTS = (10, 20, 50, 100)
 FLIPPED, COIN = 0.3, 0.15
@@ -46,27 +47,19 @@ def main(argv: list[str]) -> None:
 
 def _accuracies(someone: Someone, start: GaussianStart, count: int, wrong_P: np.ndarray) -> dict[str, float]:
     told_PK = someone.told_PK[:count]
+    # What is left of a clean answer's Fisher information, near indifference.
+    information = flip_noise(FLIPPED).weight
     found = {
         "nothing told": someone.accuracy(Support.empty(start.heads), start),
         "clean": someone.accuracy(Support.of(told_PK), start),
-        f"clean, {_information(FLIPPED):.0%} of them": someone.accuracy(
-            Support.of(told_PK[: round(_information(FLIPPED) * count)]), start
-        ),
+        f"clean, {information:.0%} of them": someone.accuracy(Support.of(told_PK[: round(information * count)]), start),
     }
     for name, share in ((f"{FLIPPED:.0%} flipped", FLIPPED), (f"{FLIPPED:.0%} coins", COIN)):
         given_PK = told_PK * np.where(wrong_P[: len(told_PK)] < share, -1.0, 1.0)[:, None]
-        known = Support.of(
-            given_PK,
-            weights_P=np.full(len(given_PK), _information(share)),
-            tilts_P=np.full(len(given_PK), share / (1 - 2 * share)),
-        )
+        weight, tilt = flip_noise(share)
+        known = Support.of(given_PK, weights_P=np.full(len(given_PK), weight), tilts_P=np.full(len(given_PK), tilt))
         found[f"{name}, taken as clean"] = someone.accuracy(Support.of(given_PK), start)
         counted = Support.of(given_PK, weights_P=np.full(len(given_PK), 1 - 2 * share))
         found[f"{name}, noise known"] = someone.accuracy(known, start)
         found[f"{name}, as the server counts them"] = someone.accuracy(counted, start)
     return found
-
-
-def _information(wrong: float) -> float:
-    """What is left of a clean answer's Fisher information, near indifference."""
-    return (1.0 - 2.0 * wrong) ** 2

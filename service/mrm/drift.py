@@ -65,7 +65,8 @@ class Drift:
         score: Nats per recent choice by which fading predicts better than equal weights, 0 where it does not; None
             where there is too little to tell.
         gain_nats: Log-odds for a change of any kind; none is assumed below the threshold.
-        half_life: The best half-life, in the unit of the ages; None where no change is assumed.
+        half_life: The best half-life, in the unit of the ages; None where no change is assumed. `weights` forgets
+            better: after a sudden change it keeps all that came later.
         newest_age: Age of the newest choice, which always counts whole.
         since: Ages of what came first after a change, and the probability of each.
         fading: Half-lives, and the probability of each.
@@ -104,22 +105,6 @@ class _Items:
         """Nats that each choice costs under each of J weights, [J, N]."""
         logits_JN = v_JK @ self.diffs_NK.T
         return np.asarray(np.logaddexp(0.0, -logits_JN) - self.tilts_N * logits_JN)
-
-
-def choose_half_life(
-    support: Support, ages_P: FloatArray, start: Start, ages_R: FloatArray | None = None
-) -> float | None:
-    """The half-life under which newer evidence was predicted best; None where no change is assumed.
-
-    `Drift.weights` forgets better than any half-life: after a sudden change it keeps all that came later. Arguments as
-    of `assess`.
-    """
-    return assess(support, ages_P, start, ages_R).half_life
-
-
-def drift_score(support: Support, ages_P: FloatArray, start: Start, ages_R: FloatArray | None = None) -> float | None:
-    """Nats per recent choice that forgetting gains; 0: no drift; None: too little to tell. Arguments as of `assess`."""
-    return assess(support, ages_P, start, ages_R).score
 
 
 def assess(

@@ -19,13 +19,10 @@ from service.store.changes import require_finite, to_user
 from service.store.database import Database
 from service.store.records import HeadsView, Matrix, StoredEvidence, StoredUser, Vector
 from service.store.support import support_set
-from service.store.tables import PairRow, PairSourceRow, UserRow
+from service.store.tables import PairRow, UserRow
 from service.store.vectors import to_bytes
 
 IntArray = npt.NDArray[np.int64]
-
-# Both databases limit the parameters of one statement; the smallest such limit is SQLite's old 999.
-_IDS_PER_STATEMENT = 900
 
 _NEXT = (
     select(UserRow.incarnation)
@@ -75,9 +72,6 @@ _WRITE = (
     )
 )
 _LOCK = select(UserRow.incarnation).where(UserRow.incarnation == bindparam("incarnation")).with_for_update()
-_RETAINED = select(PairSourceRow.pair_id, PairSourceRow.payload).where(
-    PairSourceRow.incarnation == bindparam("incarnation"), PairSourceRow.pair_id.in_(bindparam("ids", expanding=True))
-)
 _MEASURED = [column.name for column in PairRow.__table__.columns if column.name not in ("heads_id", "diff")]
 
 
@@ -250,15 +244,6 @@ class CarryOver:
             return connection.execute(_WRITE, rows).rowcount if rows else 0
 
         return self._database.transaction(work)
-
-    def retained(self, incarnation: int, evidence_ids: Sequence[str]) -> dict[str, bytes]:
-        """What is retained of these statements, by id."""
-        found: dict[str, bytes] = {}
-        with self._database.snapshot() as connection:
-            for start in range(0, len(evidence_ids), _IDS_PER_STATEMENT):
-                asked = {"incarnation": incarnation, "ids": evidence_ids[start : start + _IDS_PER_STATEMENT]}
-                found |= {row.pair_id: row.payload for row in connection.execute(_RETAINED, asked)}
-        return found
 
     def add_measured(self, incarnation: int, heads_id: str, base_rewards: Mapping[tuple[str, bytes], Vector]) -> int:
         """Add base rewards of stored statements as measured with other heads, and return how many were added.

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.special import expit
 
 from service.mrm import GaussianStart, SoftmaxStart, Support, drift, solve
-from service.mrm.drift import LEAST_ITEMS, Drift, assess, choose_half_life, drift_score
+from service.mrm.drift import LEAST_ITEMS, Drift, assess
 
 HEADS = 6
 START = GaussianStart(np.full(HEADS, 0.3), 0.5 * np.eye(HEADS), 1.1)
@@ -69,7 +69,7 @@ def test_slow_change_gets_a_half_life_within_the_span() -> None:
         before, after = 2.0 * tastes(rng, 2)
         shares = np.linspace(0.0, 1.0, 150)
         diffs = np.concatenate([told((1 - share) * before + share * after, 1, rng) for share in shares])
-        half_life = choose_half_life(Support.of(diffs), 3600.0 * ages_of(150), START)
+        half_life = assess(Support.of(diffs), 3600.0 * ages_of(150), START).half_life
         shorter += half_life is not None
         assert half_life is None or 0 < half_life <= 150 * 3600
     assert shorter >= 10
@@ -165,8 +165,8 @@ def test_too_little_and_at_once_say_nothing() -> None:
     rng = np.random.default_rng(13)
     diffs = told(tastes(rng, 1)[0], 40, rng)
     few = LEAST_ITEMS - 1
-    assert drift_score(Support.of(diffs[:few]), ages_of(few), START) is None
-    assert drift_score(Support.empty(HEADS), np.zeros(0), START) is None
+    assert assess(Support.of(diffs[:few]), ages_of(few), START).score is None
+    assert assess(Support.empty(HEADS), np.zeros(0), START).score is None
     assert assess(Support.of(diffs), np.zeros(40), START) == Drift(score=0.0)
     softmax = SoftmaxStart(np.zeros(HEADS), 0.1, 1)
     assert assess(Support.of(diffs), ages_of(40), softmax) == Drift()
