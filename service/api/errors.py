@@ -12,6 +12,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.api.checkpoint_schemas import CHECKPOINT_ID_PATTERN
+from service.api.evidence_schemas import EVIDENCE_ID_PATTERN
+from service.api.feedback_schemas import EVENT_ID_PATTERN
 from service.api.request_id import request_id_of
 from service.api.schemas import Problem
 from service.errors import (
@@ -174,6 +177,11 @@ _FIXES = {
     "extra_forbidden": "unknown field; remove it or check its spelling",
     "missing": "is missing; add it",
 }
+_PATTERNS = {
+    CHECKPOINT_ID_PATTERN: "must be the 16 hexadecimal digits of a checkpoint_id, as GET /admin/checkpoints lists them",
+    EVIDENCE_ID_PATTERN: "must be 1 to 128 printable ASCII characters without spaces",
+    EVENT_ID_PATTERN: "must be 1 to 120 printable ASCII characters without spaces",
+}
 
 
 def _message(error: dict[str, Any]) -> str:
@@ -185,6 +193,8 @@ def _message(error: dict[str, Any]) -> str:
     if error["type"] == "too_short":
         given, least = error["ctx"]["actual_length"], error["ctx"]["min_length"]
         return f"is {'too short' if given else 'empty'}; give at least {'one' if least == 1 else least}"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in _PATTERNS:
+        return _PATTERNS[error["ctx"]["pattern"]]
     if error["type"] in _FIXES:
         return _FIXES[error["type"]]
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -49,7 +49,8 @@ EventTime = Annotated[
     ),
 ]
 
-EvidenceId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
+EVIDENCE_ID_PATTERN: Final = r"^[!-~]{1,128}$"
+EvidenceId = Annotated[str, StringConstraints(pattern=EVIDENCE_ID_PATTERN)]
 
 
 class PairIn(Strict):

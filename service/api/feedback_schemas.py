@@ -12,7 +12,8 @@ from service.api.schemas import NonBlank, Prompt, Strict
 MAX_SECONDS: Final = 86_400.0
 
 # Shorter than the id of an evidence: one event may leave several, numbered.
-EventId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,120}$")]
+EVENT_ID_PATTERN: Final = r"^[!-~]{1,120}$"
+EventId = Annotated[str, StringConstraints(pattern=EVENT_ID_PATTERN)]
 
 
 class _Event(Strict):

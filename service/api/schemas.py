@@ -140,7 +140,8 @@ class ScoreResult(BaseModel):
 
     user_id: str
     user_state: Literal["adapted", "cold_start", "stale"] = Field(
-        description="`cold_start`: nobody has adapted this user under these heads, the start serves. "
+        description="`cold_start`: nobody has adapted this user, or this checkpoint sees nothing of what they "
+        "said (`carried`: start); the start serves. "
         "`stale`: the database is away, memory serves."
     )
     version: int = Field(description="The user's version; 0 for an unknown user.")

@@ -91,7 +91,9 @@ class RetainedTexts(BaseModel):
     """The texts that the user judged; kept with RETENTION=texts only."""
 
     messages: list[dict[str, str]]
-    completions: list[str]
+    completions: list[str] = Field(
+        description="Of a pair the chosen one first; of a ranking the best first, as `ranks`."
+    )
 
 
 class EvidenceOut(BaseModel):
@@ -102,7 +104,9 @@ class EvidenceOut(BaseModel):
     strength: float | None = Field(description="Of a pair, where it has one.")
     tie: bool
     rating: float | None = Field(description="Of a rating.")
-    ranks: list[int] | None = Field(description="Of a ranking: places, 0 is the best, equal is tied.")
+    ranks: list[int] | None = Field(
+        description="Of a ranking: places, 0 is the best, equal is tied; best first, not as sent."
+    )
     weight: float = Field(description="What it counts, before its age.")
     source: str | None = Field(description="The kind of feedback that it was read from; null: said outright.")
     event_time: datetime

@@ -224,6 +224,19 @@ def test_lists_that_are_too_short_say_what_they_need(
     ]
 
 
+def test_a_name_of_the_wrong_form_is_told_its_form_in_words(api: httpx.Client, fresh_user: str) -> None:
+    problems = [
+        api.post(f"/users/{fresh_user}/adapt", json=adapt_with(id="a b")),
+        api.post("/admin/checkpoints/activate", json={"checkpoint_id": "summer"}),
+        api.post("/admin/checkpoints/shadow", json={"checkpoint_id": "summer"}),
+    ]
+    assert [answer.json()["errors"][0]["message"].partition(",")[0] for answer in problems] == [
+        "must be 1 to 128 printable ASCII characters without spaces",
+        "must be the 16 hexadecimal digits of a checkpoint_id",
+        "must be the 16 hexadecimal digits of a checkpoint_id",
+    ]
+
+
 def test_errors_do_not_echo_texts(api: httpx.Client, fresh_user: str) -> None:
     secret = "my-secret-text"
     bodies = [
