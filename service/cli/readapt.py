@@ -60,7 +60,9 @@ def readapt(
         wanted = find_checkpoint(settings, checkpoint, None if row is None else row.active)
         carry_over = CarryOver(database, settings.support_limit)
         users = carry_over.count(wanted.checkpoint_id)
-        typer.echo(f"{users} users are not of {wanted.name} ({wanted.checkpoint_id})", err=True)
+        typer.echo(
+            f"{users} user{'s are' if users != 1 else ' is'} not of {wanted.name} ({wanted.checkpoint_id})", err=True
+        )
         work = Readapt(
             carry_over=carry_over,
             repository=UserRepository(database, settings.support_limit, settings.idempotency_ttl_s),

@@ -52,7 +52,7 @@ def serve(
     listener = listen(settings.host, settings.port, "PORT")
     metrics = Metrics()
     metrics_server = serve_metrics(metrics, settings.host, settings.metrics_port, "METRICS_PORT")
-    typer.echo(f"Loading {settings.checkpoint} ...", err=True)
+    typer.echo(f"Loading {', '.join(map(str, [settings.checkpoint, *settings.further_checkpoints]))} ...", err=True)
 
     from service.api.app import create_app
     from service.api.server import run_server

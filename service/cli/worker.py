@@ -62,7 +62,7 @@ def worker(
     listener = listen(settings.host, settings.worker_port, "WORKER_PORT")
     metrics = WorkerMetrics()
     metrics_server = serve_metrics(metrics, settings.host, settings.worker_metrics_port, "WORKER_METRICS_PORT")
-    typer.echo(f"Loading {settings.checkpoint} ...", err=True)
+    typer.echo(f"Loading {', '.join(map(str, [settings.checkpoint, *settings.further_checkpoints]))} ...", err=True)
 
     from service.api.server import run_server
     from service.api.worker_app import WorkerApp
