@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from servers import PostgresServer
 from sqlalchemy import inspect, text
 from storing import adapt, new_pair, repository, seen_from, sum_of_differences
 
 from service.errors import ConfigurationError, Unavailable
-from service.store import Database, NewEvidence, Rollback, open_database
+from service.store import Database, Idempotency, NewEvidence, Rollback, open_database
 from service.store.migrate import check, downgrade, require_current, upgrade
 from service.store.tables import Base
 
@@ -129,6 +130,24 @@ def test_going_down_keeps_what_the_version_before_reads_rightly_and_nothing_else
     assert (outcome.pairs_deleted, outcome.pairs_total) == (2, 1)
     outcome, _ = users.change("tenant", "ada", Rollback(3), seen_from(), None, sum_of_differences)
     assert (outcome.exact, outcome.pairs_total) == (True, 3)
+
+
+def test_going_down_leaves_answers_that_the_version_before_reads(empty: Database) -> None:
+    upgrade(empty)
+    users = repository(empty)
+    key = Idempotency("plain", b"p" * 32)
+    plain, _ = adapt(users, [new_pair("a")], key=key)
+    replaced, _ = adapt(users, [new_pair("b")], mode="replace", key=Idempotency("replaced", b"r" * 32))
+    downgrade(empty, "0003")
+    with empty.engine.connect() as connection:
+        rows = connection.execute(text("SELECT key, answer FROM idempotency"))
+        kept = {row.key: orjson.loads(row.answer) for row in rows}
+    first = orjson.loads(plain.to_json())
+    assert kept["plain"] == first
+    assert kept["replaced"] == {name: getattr(replaced, name) for name in first}
+    upgrade(empty)
+    again, _ = adapt(users, [new_pair("a")], key=key)
+    assert (again.replayed, again.weights) == (True, plain.weights)
 
 
 def test_a_table_that_is_in_use_for_long_is_not_waited_for(postgres: PostgresServer) -> None:
