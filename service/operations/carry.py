@@ -45,7 +45,7 @@ def view_of(checkpoint: Checkpoint, min_fidelity: float) -> HeadsView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CarriedUser:
-    """A user under this checkpoint.
+    """A user under this checkpoint, carried to it or changed under it.
 
     Attributes:
         user: Weights, checkpoint and how they came about; identity and version are those of the row.
@@ -150,6 +150,14 @@ class Retained:
         self._carry_over = carry_over
         self._executor = executor
         self._limit = limit
+
+    def store(self, user: StoredUser) -> bool:
+        """Let a user of this checkpoint have weights that see what was measured; False where they changed meanwhile.
+
+        Raises:
+            Unavailable: The database does not answer.
+        """
+        return self._carry_over.solved_anew(user)
 
     async def measure(self, carried: CarriedUser) -> bool:
         """Measure what was left out of a user's solve, as far as anything is retained of it, and store it.

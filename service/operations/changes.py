@@ -112,7 +112,7 @@ class UserChanges:
                     in_context(
                         lambda: self._repository.change(tenant_id, user_id, change, served.view, idempotency, solve)
                     ),
-                    lambda stored: self._serving.publish(stored[1]),
+                    lambda stored: self._serving.publish(stored[1], stored[0].left_out),
                     turns=self._turns,
                     of=(tenant_id, user_id),
                 )

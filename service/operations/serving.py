@@ -122,10 +122,10 @@ class Serving:
             f"({active.checkpoint.name}) answers; name its directory in CHECKPOINTS and start again"
         ]
 
-    def publish(self, user: StoredUser) -> None:
-        """Remember a user as just committed."""
+    def publish(self, user: StoredUser, left_out: int = 0) -> None:
+        """Remember a user as just committed; `left_out` statements the solve could not see."""
         for served in self._loaded.values():
-            served.users.publish(user)
+            served.users.publish(user, left_out)
         if self._shared is not None:
             self._shared.publish_committed(user)
 

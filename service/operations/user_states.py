@@ -163,14 +163,18 @@ class UserStates:
             raise Conflict(f"min_version is {min_version}, but this user is at version {_version(user)}")
         return self._resolved(user)
 
-    def publish(self, user: StoredUser) -> None:
+    def publish(self, user: StoredUser, left_out: int = 0) -> None:
         """Remember a user as just committed, unless something newer is remembered.
+
+        What the solve had to leave out (`left_out` statements) is measured behind the answer, as far as it is retained.
 
         A replayed answer may be older than the checkpoint: such weights are not this checkpoint's, and a read solves
         for them anew.
         """
         if user.checkpoint_id == self._checkpoint.checkpoint_id:
             self._cache.publish(user, time.monotonic())
+            if left_out and self._retained is not None:
+                self._measuring_of(self._retained, CarriedUser(user, left_out))
         else:
             self._cache.outdate(user)
 
@@ -277,13 +281,16 @@ class UserStates:
 
     async def _measured(self, retained: Retained, carried: CarriedUser) -> StoredUser:
         """The user once what was left out is measured, or as carried where that takes long; it goes on then."""
+        await asyncio.wait([self._measuring_of(retained, carried)], timeout=_MEASURING_PATIENCE_S)
+        return self._known_as(carried.user) or carried.user
+
+    def _measuring_of(self, retained: Retained, carried: CarriedUser) -> asyncio.Task[None]:
         key = (carried.user.tenant_id, carried.user.user_id)
         task = self._measuring.get(key)
         if task is None:
             task = self._measuring[key] = asyncio.create_task(self._measure(retained, carried))
             task.add_done_callback(lambda _: self._measuring.pop(key, None))
-        await asyncio.wait([task], timeout=_MEASURING_PATIENCE_S)
-        return self._known_as(carried.user) or carried.user
+        return task
 
     def _known_as(self, user: StoredUser) -> StoredUser | None:
         """What is remembered of this version of a user."""
@@ -307,9 +314,7 @@ class UserStates:
                     return
                 began = time.monotonic()
                 # The row as well: the user may have changed meanwhile, or be gone.
-                loaded = await loop.run_in_executor(
-                    self._executor, lambda: self._load_from_database(*key, None, measured=True)
-                )
+                loaded = await loop.run_in_executor(self._executor, self._load_measured, retained, *key)
         except MetarewardError as error:
             logger.info("what is retained of a user could not be measured now: %s", error)
             loop.call_later(_MEASURE_AGAIN_S, try_again)
@@ -327,19 +332,30 @@ class UserStates:
         self._outage = None
         return loaded
 
-    def _load_from_database(
-        self, tenant_id: str, user_id: str, known: StoredUser | None, *, measured: bool = False
-    ) -> _Loaded:
+    def _load_from_database(self, tenant_id: str, user_id: str, known: StoredUser | None) -> _Loaded:
         row = self._repository.get(tenant_id, user_id)
         if row is None or row.checkpoint_id == self._checkpoint.checkpoint_id:
             return _Loaded(row, is_row=True)
         # What a user said decides, and the version says whether that changed: nobody is solved for twice.
         if known is not None and _order(known) == _order(row):
             return _Loaded(known, is_row=False)
-        carried = carry_user(
+        carried = self._carry(row)
+        return _Loaded(carried.user, is_row=False, carried=carried)
+
+    def _load_measured(self, retained: Retained, tenant_id: str, user_id: str) -> _Loaded:
+        """The user of whom something was just measured, solved for anew; stored where they are of this checkpoint."""
+        row = self._repository.get(tenant_id, user_id)
+        if row is None:
+            return _Loaded(None, is_row=True)
+        carried = self._carry(row, measured=True)
+        if row.checkpoint_id != self._checkpoint.checkpoint_id:
+            return _Loaded(carried.user, is_row=False, carried=carried)
+        return _Loaded(carried.user if retained.store(carried.user) else row, is_row=True)
+
+    def _carry(self, row: StoredUser, *, measured: bool = False) -> CarriedUser:
+        return carry_user(
             row, self._checkpoint, repository=self._repository, view=self._view, solver=self._solver, measured=measured
         )
-        return _Loaded(carried.user, is_row=False, carried=carried)
 
     def _resolved(self, user: StoredUser | None, *, stale: bool = False) -> ResolvedUser:
         if user is None:

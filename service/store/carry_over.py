@@ -71,6 +71,20 @@ _WRITE = (
         factor=bindparam("new_factor"),
     )
 )
+_SOLVED_ANEW = (
+    update(UserRow)
+    .where(
+        UserRow.incarnation == bindparam("life"),
+        UserRow.version == bindparam("seen"),
+        UserRow.checkpoint_id == bindparam("of_checkpoint"),
+    )
+    .values(
+        weights=bindparam("new_weights"),
+        factor=bindparam("new_factor"),
+        pairs=bindparam("new_pairs"),
+        carried=bindparam("how"),
+    )
+)
 _LOCK = select(UserRow.incarnation).where(UserRow.incarnation == bindparam("incarnation")).with_for_update()
 _MEASURED = [column.name for column in PairRow.__table__.columns if column.name not in ("heads_id", "diff")]
 
@@ -244,6 +258,24 @@ class CarryOver:
             return connection.execute(_WRITE, rows).rowcount if rows else 0
 
         return self._database.transaction(work)
+
+    def solved_anew(self, user: StoredUser) -> bool:
+        """Give one user of this checkpoint what `user` says instead; False where they have changed since.
+
+        Raises:
+            EngineError: A number is not finite. Nothing is stored.
+        """
+        require_finite("a carried state", user.weights_K, user.factor)
+        row = {
+            "life": user.incarnation,
+            "seen": user.version,
+            "of_checkpoint": user.checkpoint_id,
+            "new_weights": to_bytes(user.weights_K),
+            "new_factor": None if user.factor is None else to_bytes(user.factor),
+            "new_pairs": user.pairs,
+            "how": user.carried,
+        }
+        return self._database.transaction(lambda connection: connection.execute(_SOLVED_ANEW, row).rowcount == 1)
 
     def add_measured(self, incarnation: int, heads_id: str, base_rewards: Mapping[tuple[str, bytes], Vector]) -> int:
         """Add base rewards of stored statements as measured with other heads, and return how many were added.

@@ -300,6 +300,35 @@ def test_what_another_replica_has_measured_counts_here_too(database: Database) -
     asyncio.run(path())
 
 
+def test_what_a_change_leaves_out_is_measured_behind_it(database: Database) -> None:
+    """Somebody who says something under the new checkpoint before they ask it anything."""
+    unlinked = checkpoint(2, 4, name="unlinked")
+    first, second = (Switching(database, OLD, unlinked, retention="texts") for _ in range(2))
+    more = [PreferencePair(user_says("p"), "more", "less", None, "more")]
+
+    async def path() -> None:
+        await adapt(first, said=SAID)
+        await first.checkpoints.activate(unlinked.checkpoint_id)
+        await second.checkpoints.poll()
+        assert await adapt(first, said=more) == 2
+        states = first.serving.active.users
+        await until_true(lambda: not states._measuring)
+        await adapt(first, "asked in one go", [*SAID, *more])
+        _, exact = await score(first, "asked in one go")
+        for server in (first, second):
+            _, scored = await score(server)
+            assert (scored.carried, scored.version) == ("retained", 2)
+            np.testing.assert_allclose(scored.rewards, exact.rewards, atol=1e-5)
+        user = first.repository.get("t", "ada")
+        assert user is not None
+        assert (user.pairs, user.checkpoint_id) == (len(SAID) + 1, unlinked.checkpoint_id)
+        # Who changes meanwhile keeps what the change solved for.
+        await adapt(first, said=[PreferencePair(user_says("p"), "even more", "less", None, "even more")])
+        assert not first.carry_over.solved_anew(user)
+
+    asyncio.run(path())
+
+
 def test_who_is_erased_while_being_measured_stays_erased(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     unlinked = checkpoint(2, 4, name="unlinked")
     server = Switching(database, OLD, unlinked, retention="texts")
