@@ -23,8 +23,9 @@ class UserListed(BaseModel):
     weights: list[float]
     pairs: int = Field(description="Pairs, ratings and rankings that count.")
     carried: str | None = Field(
-        description="How these weights came to their checkpoint, where an operator carried them there (exact, linear); "
-        "null: they were solved for when the user last said something."
+        description="How these weights came to their checkpoint, where an operator carried them there (exact, linear), "
+        "or what was said before was measured anew since (retained, linear); null: they were solved for when the user "
+        "last said something."
     )
     created_at: datetime
     updated_at: datetime
