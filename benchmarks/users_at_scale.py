@@ -263,9 +263,10 @@ def _carrying(database: Database, users: int) -> None:
         lives = np.array([user.incarnation for user in page])
         versions = np.array([user.version for user in page])
         weights_UK = np.stack([user.weights_K for user in page])
+        pairs = np.array([user.pairs for user in page])
         states = carry_many(weights_UK, np.stack([user.factor for user in page]), maps, START, START)
         started = time.perf_counter()
-        written += carry.write("mapped", NEW, "linear", lives, versions, states.weights_UK, states.factors_UF)
+        written += carry.write("mapped", NEW, "linear", lives, versions, pairs, states.weights_UK, states.factors_UF)
         reading, mapping = reading + read - before, mapping + started - read
         before = time.perf_counter()
         writing += before - started
@@ -281,7 +282,9 @@ def _carrying(database: Database, users: int) -> None:
         supports = carry.supports(lives, view)
         states = solve_many(supports.diffs_PK, supports.user_P, len(page), START)
         versions = np.array([user.version for user in page])
-        solved += carry.write("solved", NEW, None, np.array(lives), versions, states.weights_UK, states.factors_UF)
+        solved += carry.write(
+            "solved", NEW, None, np.array(lives), versions, supports.total_U, states.weights_UK, states.factors_UF
+        )
     rate = solved / (time.perf_counter() - started)
     print(f"{f'read, solve {MANY_PAIRS} pairs each, write':>34}{solved:10,}{rate:10,.0f}", flush=True)
 

@@ -50,9 +50,10 @@ class Readapted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _States:
-    """States of some users of a page, at their places in it, and how they came about."""
+    """States of some users of a page, at their places in it, what they are made from, and how they came about."""
 
     places: IntArray
+    pairs_U: IntArray
     weights_UK: FloatArray
     factors_UF: FloatArray | None
     carried: str
@@ -128,6 +129,7 @@ class Readapt:
                 states.carried,
                 lives,
                 versions,
+                states.pairs_U,
                 states.weights_UK,
                 states.factors_UF,
             )
@@ -164,7 +166,7 @@ class Readapt:
             how_carried(bool(said), bool(carried), left_out=max(0, user.pairs - int(said)))
             for user, said, carried in zip(users, said_U, supports.carried_U, strict=True)
         ]
-        return _parted(hows, weights_UK, factors_UF)
+        return _parted(hows, supports.total_U, weights_UK, factors_UF)
 
     def _solve_alone(self, users: Sequence[StoredUser]) -> tuple[list[_States], IntArray]:
         """The same one by one, as their next requests would: every user has a half-life of their own."""
@@ -175,6 +177,7 @@ class Readapt:
         factors = [user.factor for user in solved if user.factor is not None]
         return _parted(
             [user.carried for user in solved],
+            np.array([user.pairs for user in solved], dtype=np.int64),
             np.array([user.weights_K for user in solved]),
             np.array(factors) if len(factors) == len(solved) else None,
         )
@@ -208,11 +211,12 @@ class Readapt:
             weights_UK = np.array([users[place].weights_K for place in some])
             factors_UF = np.array([users[place].factor for place in some], dtype=np.float64) if has_factor else None
             states = carry_many(weights_UK, factors_UF, linked.maps, linked.start, self._checkpoint.start)
-            yield _States(np.array(some, dtype=np.int64), states.weights_UK, states.factors_UF, "linear")
+            pairs_U = np.array([users[place].pairs for place in some], dtype=np.int64)
+            yield _States(np.array(some, dtype=np.int64), pairs_U, states.weights_UK, states.factors_UF, "linear")
 
 
 def _parted(
-    hows: Sequence[str | None], weights_UK: FloatArray, factors_UF: FloatArray | None
+    hows: Sequence[str | None], pairs_U: IntArray, weights_UK: FloatArray, factors_UF: FloatArray | None
 ) -> tuple[list[_States], IntArray]:
     """States by how they came about, and the places of users who would start anew."""
     states = []
@@ -220,5 +224,5 @@ def _parted(
     for how, group in groupby(by_how, key=lambda each: each[0]):
         places = np.array([place for _, place in group], dtype=np.int64)
         factors = None if factors_UF is None else factors_UF[places]
-        states.append(_States(places, weights_UK[places], factors, how))
+        states.append(_States(places, pairs_U[places], weights_UK[places], factors, how))
     return states, np.array([place for place, how in enumerate(hows) if how == "start"], dtype=np.int64)

@@ -56,8 +56,10 @@ FROM (
 GROUP BY place, heads_id ORDER BY place, heads_id
 """
 _WRITE_MANY = """
-UPDATE users SET checkpoint_id = %t, heads_id = %t, carried = %t, weights = new.weights, factor = new.factor
-FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[], %b::bytea[]) AS new(incarnation, version, weights, factor)
+UPDATE users SET checkpoint_id = %t, heads_id = %t, carried = %t, pairs = new.pairs, weights = new.weights,
+  factor = new.factor
+FROM unnest(%b::bigint[], %b::bigint[], %b::bigint[], %b::bytea[], %b::bytea[])
+  AS new(incarnation, version, pairs, weights, factor)
 WHERE users.incarnation = new.incarnation AND users.version = new.version
 """
 _WRITE = (
@@ -67,6 +69,7 @@ _WRITE = (
         checkpoint_id=bindparam("to_checkpoint"),
         heads_id=bindparam("to_heads"),
         carried=bindparam("how"),
+        pairs=bindparam("new_pairs"),
         weights=bindparam("new_weights"),
         factor=bindparam("new_factor"),
     )
@@ -123,6 +126,7 @@ class ManySupports:
         seconds_P: When they were made, in seconds since 1970.
         others: The support sets of the other users, by their place.
         carried_U: Whether anything of a user's went through a map.
+        total_U: Statements of a user's that count and that the view can use, those beyond the support limit included.
     """
 
     user_P: IntArray
@@ -130,6 +134,7 @@ class ManySupports:
     seconds_P: Vector
     others: dict[int, list[StoredEvidence]]
     carried_U: npt.NDArray[np.bool_]
+    total_U: IntArray
 
 
 class CarryOver:
@@ -163,13 +168,14 @@ class CarryOver:
         """What solves of these users under `view` would see, as `UserRepository.support` tells it of one."""
         plain: dict[int, list[tuple[Matrix, Vector]]] = {}
         others: dict[int, list[StoredEvidence]] = {}
-        carried_U = np.zeros(len(incarnations), bool)
+        carried_U, total_U = np.zeros(len(incarnations), bool), np.zeros(len(incarnations), np.int64)
         with self._database.snapshot() as connection:
             one_by_one = list(range(len(incarnations)))
             if self._database.is_postgresql:
-                plain, one_by_one = self._plain(connection, incarnations, view, carried_U)
+                plain, one_by_one = self._plain(connection, incarnations, view, carried_U, total_U)
             for place in one_by_one:
-                evidence = support_set(connection, incarnations[place], view, self._support_limit).evidence
+                support = support_set(connection, incarnations[place], view, self._support_limit)
+                evidence, total_U[place] = support.evidence, support.total
                 carried_U[place] = any(each.carried for each in evidence)
                 if all(_is_plain(each) for each in evidence):
                     seconds = np.array([each.event_time.timestamp() for each in evidence])
@@ -185,19 +191,25 @@ class CarryOver:
             seconds_P=np.concatenate([seconds for _, seconds in parts]) if parts else np.zeros(0),
             others=others,
             carried_U=carried_U,
+            total_U=total_U,
         )
 
     def _plain(
-        self, connection: Connection, incarnations: Sequence[int], view: HeadsView, carried_U: npt.NDArray[np.bool_]
+        self,
+        connection: Connection,
+        incarnations: Sequence[int],
+        view: HeadsView,
+        carried_U: npt.NDArray[np.bool_],
+        total_U: IntArray,
     ) -> tuple[dict[int, list[tuple[Matrix, Vector]]], list[int]]:
         """By place the choices of those who only made plain ones, and the places of the others."""
         heads = list(dict.fromkeys([view.heads_id, *view.maps]))
         plain: dict[int, list[tuple[Matrix, Vector]]] = {place: [] for place in range(len(incarnations))}
-        counts_U, plain_U = np.zeros(len(incarnations), np.int64), np.ones(len(incarnations), bool)
+        plain_U = np.ones(len(incarnations), bool)
         rows = connection.exec_driver_sql(_PLAIN, (list(incarnations), heads, heads))
         for number, heads_id, count, is_plain, diffs, seconds in rows:
             place = number - 1
-            counts_U[place] += count
+            total_U[place] += count
             plain_U[place] &= is_plain
             if is_plain:
                 diffs_PK = np.frombuffer(diffs, "<f8").reshape(count, -1)
@@ -205,7 +217,7 @@ class CarryOver:
                     diffs_PK = diffs_PK @ view.maps[heads_id].T
                     carried_U[place] = True
                 plain[place].append((diffs_PK, np.frombuffer(seconds, ">f8").astype(np.float64)))
-        one_by_one = np.flatnonzero(~plain_U | (counts_U > self._support_limit)).tolist()
+        one_by_one = np.flatnonzero(~plain_U | (total_U > self._support_limit)).tolist()
         for place in one_by_one:
             del plain[place]
         return plain, one_by_one
@@ -217,6 +229,7 @@ class CarryOver:
         carried: str | None,
         incarnation_U: IntArray,
         version_U: IntArray,
+        pairs_U: IntArray,
         weights_UK: Matrix,
         factors_UF: Matrix | None,
     ) -> int:
@@ -228,6 +241,7 @@ class CarryOver:
             carried: How the weights came there; None where they were solved for as a change would have.
             incarnation_U: Whom.
             version_U: Their versions as read.
+            pairs_U: How many statements the weights could be made from.
             weights_UK: Effective weights.
             factors_UF: Packed posterior factors, F = K (K + 1) / 2; None for none.
 
@@ -235,13 +249,13 @@ class CarryOver:
             EngineError: A number is not finite. Nothing is stored.
         """
         require_finite("a carried state", weights_UK, factors_UF)
-        lives, versions = incarnation_U.tolist(), version_U.tolist()
+        lives, versions, pairs = incarnation_U.tolist(), version_U.tolist(), pairs_U.tolist()
         weights = [to_bytes(weights_K) for weights_K in weights_UK]
         factors = [None] * len(lives) if factors_UF is None else [to_bytes(factor_F) for factor_F in factors_UF]
 
         def work(connection: Connection) -> int:
             if self._database.is_postgresql:
-                columns = (checkpoint_id, heads_id, carried, lives, versions, weights, factors)
+                columns = (checkpoint_id, heads_id, carried, lives, versions, pairs, weights, factors)
                 return connection.exec_driver_sql(_WRITE_MANY, columns).rowcount
             rows = [
                 {
@@ -250,10 +264,13 @@ class CarryOver:
                     "to_checkpoint": checkpoint_id,
                     "to_heads": heads_id,
                     "how": carried,
+                    "new_pairs": counted,
                     "new_weights": new_weights,
                     "new_factor": new_factor,
                 }
-                for life, version, new_weights, new_factor in zip(lives, versions, weights, factors, strict=True)
+                for life, version, counted, new_weights, new_factor in zip(
+                    lives, versions, pairs, weights, factors, strict=True
+                )
             ]
             return connection.execute(_WRITE, rows).rowcount if rows else 0
 

@@ -182,6 +182,25 @@ def test_bulk_carrying_gives_what_the_next_request_would_have(database: Database
     asyncio.run(path())
 
 
+def test_bulk_carrying_counts_what_the_new_checkpoint_sees(database: Database) -> None:
+    unlinked = checkpoint(2, 4, name="unlinked")
+    server = Switching(database, OLD, unlinked)
+
+    async def path() -> None:
+        await adapt(server, said=SAID)
+        await server.checkpoints.activate(unlinked.checkpoint_id)
+        await adapt(server, said=[PreferencePair(user_says("p"), "more", "less", None, "more")])
+        row = server.repository.get("t", "ada")
+        assert row is not None
+        assert row.pairs == 1
+        assert server.readapt(OLD)().solved == 1
+        row = server.repository.get("t", "ada")
+        assert row is not None
+        assert row.pairs == len(SAID)
+
+    asyncio.run(path())
+
+
 def test_bulk_carrying_overwrites_nobody_who_says_something_meanwhile(database: Database) -> None:
     server = Switching(database, OLD, NEW)
 

@@ -68,6 +68,7 @@ def test_supports_of_many_are_those_of_each(database: Database) -> None:
     for place, name in enumerate(names):
         wanted = users.support("tenant", name, view)
         assert supports.carried_U[place] == any(each.carried for each in wanted)
+        assert supports.total_U[place] == users.support_set("tenant", name, view).total
         if name == "rated":
             assert {each.evidence_id for each in supports.others.pop(place)} == {"a", "r"}
             continue
@@ -87,14 +88,16 @@ def test_who_changed_meanwhile_keeps_what_the_change_gave(database: Database) ->
     users.erase("tenant", "c")
     lives = np.array([user.incarnation for user in page])
     versions = np.array([user.version for user in page])
+    pairs = np.arange(7, 11)
     weights_UK, factors_UF = np.arange(12.0).reshape(4, 3), np.arange(24.0).reshape(4, 6)
     with pytest.raises(EngineError):
-        carry.write("new", "heads-new", "map", lives, versions, weights_UK * np.nan, None)
-    assert carry.write("new", "heads-new", "map", lives, versions, weights_UK, factors_UF) == 2
+        carry.write("new", "heads-new", "map", lives, versions, pairs, weights_UK * np.nan, None)
+    assert carry.write("new", "heads-new", "map", lives, versions, pairs, weights_UK, factors_UF) == 2
     for place, name in ((0, "a"), (3, "d")):
         user = users.get("tenant", name)
         assert user is not None
         assert (user.version, user.checkpoint_id, user.heads_id, user.carried) == (1, "new", "heads-new", "map")
+        assert user.pairs == 7 + place
         assert user.weights_K.tobytes() == weights_UK[place].tobytes()
         assert user.factor is not None
         assert user.factor.tobytes() == factors_UF[place].tobytes()
@@ -104,7 +107,7 @@ def test_who_changed_meanwhile_keeps_what_the_change_gave(database: Database) ->
     assert (user.version, user.checkpoint_id) == (2, changed.checkpoint_id)
     assert user.weights_K.tobytes() == changed.weights_K.tobytes()
     assert [each.user_id for each in carry.page("new", 0, 100)[0]] == ["b"]
-    assert carry.write("newer", "heads-new", None, lives[:1], versions[:1], weights_UK[:1], None) == 1
+    assert carry.write("newer", "heads-new", None, lives[:1], versions[:1], pairs[:1], weights_UK[:1], None) == 1
     user = users.get("tenant", "a")
     assert user is not None
     assert (user.carried, user.factor) == (None, None)
@@ -113,7 +116,7 @@ def test_who_changed_meanwhile_keeps_what_the_change_gave(database: Database) ->
     kept = users.versions("tenant", "a", None, 10)
     assert kept is not None
     assert [(each.version, each.checkpoint_id) for each in kept] == [(2, "checkpoint-a"), (1, "newer")]
-    assert carry.write("new", "heads-new", None, lives[:0], versions[:0], weights_UK[:0], None) == 0
+    assert carry.write("new", "heads-new", None, lives[:0], versions[:0], pairs[:0], weights_UK[:0], None) == 0
 
 
 def test_what_is_retained_can_be_measured_again(database: Database) -> None:
