@@ -71,7 +71,7 @@ class CheckpointOut(BaseModel):
     name: str
     heads_id: str
     heads: int = Field(description="K.")
-    recipe: str
+    recipe: str = Field(description="map: of `train --recipe eb`, with a posterior; softmax_adam: of `mrm`, without.")
     backbone: str
     active: bool = Field(description="Whether it answers on this server.")
     shadow: bool = Field(description="Whether it scores beside the one that answers.")
