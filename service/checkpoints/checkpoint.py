@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 from pydantic import ValidationError
 
 from service.checkpoints.manifest import FORMAT_VERSION, LINKED_FORMAT_VERSION, BackboneIdentity, Golden, Manifest
 from service.checkpoints.maps import MapFrom, read_map
+from service.checkpoints.tensors import read_tensors
 from service.errors import CheckpointError
 from service.mrm import GaussianStart, SoftmaxStart, Start
 
@@ -131,16 +131,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     """
     manifest = read_manifest(directory)
     path = directory / TENSORS_FILE
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(payload).hexdigest() != manifest.tensors_sha256:
-        raise CheckpointError(f"{path}: was altered or belongs to another manifest (its SHA-256 differs)")
-    try:
-        tensors = safetensors.numpy.load(payload)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: is no safetensors file ({error})") from error
+    tensors = read_tensors(path, manifest.tensors_sha256)
     try:
         start = _read_start(manifest, tensors)
         checkpoint = Checkpoint(

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 
 from service.checkpoints.manifest import MapRecord
+from service.checkpoints.tensors import read_tensors
 from service.errors import CheckpointError
 from service.mrm import GaussianStart, SoftmaxStart, Start
 from service.mrm.carry import Fidelity, LinearMaps
@@ -95,18 +95,7 @@ def read_map(directory: Path, record: MapRecord, heads: int) -> MapFrom:
         CheckpointError: Its file is missing, altered, or not of these shapes; the message names it.
     """
     path = directory / record.file
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}): link the checkpoint to {record.from_name} again"
-        ) from error
-    if hashlib.sha256(payload).hexdigest() != record.sha256:
-        raise CheckpointError(f"{path}: was altered or belongs to another manifest (its SHA-256 differs)")
-    try:
-        tensors = safetensors.numpy.load(payload)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: is no safetensors file ({error})") from error
+    tensors = read_tensors(path, record.sha256, hint=f": link the checkpoint to {record.from_name} again")
     try:
         maps = LinearMaps(_pop(tensors, "weights_KK", 2), _pop(tensors, "diffs_KK", 2))
         start = _read_start(tensors)

@@ -107,13 +107,7 @@ class _Items:
         return np.asarray(np.logaddexp(0.0, -logits_JN) - self.tilts_N * logits_JN)
 
 
-def assess(
-    support: Support,
-    ages_P: FloatArray,
-    start: Start,
-    ages_R: FloatArray | None = None,
-    threshold_nats: float = THRESHOLD_NATS,
-) -> Drift:
+def assess(support: Support, ages_P: FloatArray, start: Start, ages_R: FloatArray | None = None) -> Drift:
     """Compare a constant taste with a changing one on what the user told: a pure function of the set.
 
     Args:
@@ -121,7 +115,6 @@ def assess(
         ages_P: How long ago each row of a choice was told, [P]; any unit, any origin.
         start: The checkpoint's. The softmax recipe hardly moves, so nothing is said of its users.
         ages_R: How long ago each rating was given, [R]; None only where there are no ratings.
-        threshold_nats: See `THRESHOLD_NATS`.
 
     Raises:
         ValueError: Ages do not fit the support, or are not finite.
@@ -152,7 +145,7 @@ def assess(
     faded_HB = faded_HB - np.log(2 * faded_HB.size)
     changed_C = _changed(items, cuts_C, start) - np.log(2 * len(cuts_C))
     gain_nats = float(logsumexp(np.concatenate([faded_HB.ravel(), changed_C])))
-    if gain_nats <= threshold_nats:
+    if gain_nats <= THRESHOLD_NATS:
         return Drift(score, gain_nats)
     everything = np.logaddexp(0.0, gain_nats)
     faded_H = np.exp(logsumexp(faded_HB, axis=1) - everything)
