@@ -15,17 +15,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 
 import numpy as np
 import psycopg
 
 from benchmarks.environment import ROOT, describe
+from service.checkpoints import BackboneIdentity, Checkpoint
+from service.checkpoints.maps import MapFrom
 from service.mrm import GaussianStart, UserState, solve
-from service.mrm.batch import solve_many
-from service.mrm.carry import LinearMaps, carry_many
+from service.mrm.carry import Fidelity, LinearMaps
+from service.operations.carry import view_of
 from service.operations.evidence import support_of
+from service.operations.readapt import Readapt
+from service.operations.solving import Solver
 from service.store import Append, Database, HeadsView, NewEvidence, Solution, UserRepository, open_database
 from service.store.carry_over import CarryOver
 from service.store.migrate import downgrade, upgrade
@@ -36,9 +40,9 @@ HEADS = 8
 PAIRS = 5  # of one user in ten
 MANY_PAIRS, WITH_MANY = 20, 20_000  # of the first users: those whom the carry-over solves for
 CHUNK = 50_000
-OLD, NEW = "0" * 64, "1" * 64
+OLD = "0" * 64
 ADAPTS, READS = 400, 4_000
-CARRY_PAGE, CARRIED = 5_000, 200_000
+CARRIED = 200_000
 PROBE_PAUSE_S = 0.002
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = datetime.resolution
@@ -242,51 +246,48 @@ def _requests(databases: dict[int, Database]) -> None:
 
 
 def _carrying(database: Database, users: int) -> None:
-    """Rates of the statements behind `metareward readapt`, in pages as it makes them."""
-    carry = CarryOver(database, 1000)
-    matrix = np.eye(HEADS) * 1.01
-
-    def pages(checkpoint_id: str, count: int) -> Iterator[list]:
-        after: int | None = 0
-        while after is not None and after < count:
-            page, after = carry.page(checkpoint_id, after, CARRY_PAGE)
-            if page:
-                yield page
-
-    print(f"\n{'carried over':>34}{'users':>10}{'users/s':>10}")
-    count = min(users, CARRIED)
-    maps = LinearMaps(matrix, matrix)
-    reading = mapping = writing = 0.0
-    written, before = 0, time.perf_counter()
-    for page in pages("mapped", count):
-        read = time.perf_counter()
-        lives = np.array([user.incarnation for user in page])
-        versions = np.array([user.version for user in page])
-        weights_UK = np.stack([user.weights_K for user in page])
-        pairs = np.array([user.pairs for user in page])
-        states = carry_many(weights_UK, np.stack([user.factor for user in page]), maps, START, START)
-        started = time.perf_counter()
-        written += carry.write("mapped", NEW, "linear", lives, versions, pairs, states.weights_UK, states.factors_UF)
-        reading, mapping = reading + read - before, mapping + started - read
-        before = time.perf_counter()
-        writing += before - started
-    print(f"{'read a page':>34}{written:10,}{written / reading:10,.0f}")
-    print(f"{'map weights and posteriors':>34}{written:10,}{written / mapping:10,.0f}")
-    print(f"{'write them':>34}{written:10,}{written / writing:10,.0f}")
-    print(f"{'all three, one after the other':>34}{written:10,}{written / (reading + mapping + writing):10,.0f}")
-
-    view = HeadsView("solved", NEW, HEADS, {OLD: matrix})
-    solved, started = 0, time.perf_counter()
-    for page in pages("solved", min(users, WITH_MANY)):
-        lives = [user.incarnation for user in page]
-        supports = carry.supports(lives, view)
-        states = solve_many(supports.diffs_PK, supports.user_P, len(page), START)
-        versions = np.array([user.version for user in page])
-        solved += carry.write(
-            "solved", NEW, None, np.array(lives), versions, supports.total_U, states.weights_UK, states.factors_UF
+    """Rates of `metareward readapt`, with all that it does."""
+    print(f"\n{'readapt':>34}{'users':>10}{'users/s':>10}")
+    for method, count, temperature in (("linear", CARRIED, 1.2), ("solve", WITH_MANY, 1.3)):
+        checkpoint = _linked(temperature)
+        readapt = Readapt(
+            carry_over=CarryOver(database, 1000),
+            repository=UserRepository(database, 1000, 3600.0),
+            checkpoint=checkpoint,
+            view=view_of(checkpoint, 0.5),
+            solver=Solver(),
+            method=method,
         )
-    rate = solved / (time.perf_counter() - started)
-    print(f"{f'read, solve {MANY_PAIRS} pairs each, write':>34}{solved:10,}{rate:10,.0f}", flush=True)
+        count = min(users, count)
+
+        def stop(_: int, readapt: Readapt = readapt, count: int = count) -> None:
+            if readapt.done.seen >= count:
+                raise _EnoughError
+
+        with suppress(_EnoughError):
+            readapt(stop)
+        done = readapt.done
+        if (done.mapped, done.solved)[method == "solve"] != done.seen or done.changed:
+            raise SystemExit(f"not everybody was carried: {done}")
+        what = f"--method {method}" + (f", {MANY_PAIRS} pairs each" if method == "solve" else "")
+        print(f"{what:>34}{done.seen:10,}{done.seen / done.seconds:10,.0f}", flush=True)
+
+
+class _EnoughError(Exception):
+    """The rate is known."""
+
+
+def _linked(temperature: float) -> Checkpoint:
+    """A checkpoint with a map from the heads of the stored users."""
+    maps = LinearMaps(np.eye(HEADS) * 1.01, np.eye(HEADS) * 0.99)
+    return Checkpoint(
+        name="new",
+        backbone=BackboneIdentity(id="none", fingerprint=OLD, template_id="none", hidden_size=HEADS),
+        A_KD=np.eye(HEADS, dtype=np.float32),
+        b_K=np.zeros(HEADS, dtype=np.float32),
+        start=GaussianStart(START.mean_K, START.precision_KK, temperature),
+        maps=(MapFrom(OLD, VIEW.checkpoint_id, "old", maps, START, Fidelity(1.0, 1.0), 1.0, 1, 1, "none"),),
+    )
 
 
 def _migrations(database: Database) -> None:

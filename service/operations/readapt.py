@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final, Literal
@@ -107,14 +108,22 @@ class Readapt:
             EngineError: A state is not finite.
         """
         began = time.perf_counter()
-        after: int | None = 0
-        while after is not None:
-            users, after = self._carry_over.page(self._checkpoint.checkpoint_id, after, self._batch)
-            if users:
-                self._page(users)
-                self.done.seconds = time.perf_counter() - began
-                on_page(len(users))
-        return self.done
+        # While one page is worked on, the database already looks for the next.
+        with ThreadPoolExecutor(1, thread_name_prefix="readapt") as ahead:
+            coming = ahead.submit(self._read, 0)
+            while True:
+                users, after = coming.result()
+                if after is not None:
+                    coming = ahead.submit(self._read, after)
+                if users:
+                    self._page(users)
+                    self.done.seconds = time.perf_counter() - began
+                    on_page(len(users))
+                if after is None:
+                    return self.done
+
+    def _read(self, after: int) -> tuple[list[StoredUser], int | None]:
+        return self._carry_over.page(self._checkpoint.checkpoint_id, after, self._batch)
 
     def _page(self, users: Sequence[StoredUser]) -> None:
         taken = np.zeros(len(users), bool)
