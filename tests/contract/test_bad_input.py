@@ -77,9 +77,12 @@ BAD_ADAPTS: dict[str, tuple[Any, list[str]]] = {
             "0001-01-01T00:00:00+23:59",
             "1969-12-31T23:59:59Z",
             "2026-01-02T03:04:05+99:00",
-            (datetime.now(UTC) + timedelta(days=1)).isoformat(),
         )
     },
+    "event time tomorrow": (
+        adapt_with(event_time=(datetime.now(UTC) + timedelta(days=1)).isoformat()),
+        ["pairs[0].event_time"],
+    ),
     "empty lists": ({"pairs": [], "ratings": [], "rankings": []}, ["pairs"]),
     "no rating": (rating(rating=None), ["ratings[0].rating"]),
     "rating is a word": (rating(rating="good"), ["ratings[0].rating"]),
