@@ -90,6 +90,21 @@ class BaseRewardReader:
         """Whether the caller may learn how long its texts took: in a shared cache that tells what others scored."""
         return self._cache_scope == "tenant"
 
+    def timings_ms(self, base: BaseRewards, user_s: float, started: float) -> dict[str, float]:
+        """Milliseconds by stage of a request that read `base` and a user, as far as the caller may learn them.
+
+        Args:
+            base: What was read.
+            user_s: Seconds until the user was known.
+            started: When the request began, by `time.perf_counter`.
+        """
+        timings_ms = {"user": user_s * 1e3}
+        if self.tells_times:
+            if base.tokens:
+                timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
+            timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        return timings_ms
+
     async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool, metered: bool = True) -> BaseRewards:
         """Base rewards of `texts`, from the caches or the engine: `look_up`, then `complete`.
 

@@ -136,11 +136,7 @@ class Score:
         self._metrics.completions.inc(len(texts))
         if self._shadow is not None:
             self._shadow.offer(served, tenant_id, items, [scored.rewards for scored in results], truncate=truncate)
-        timings_ms = {"user": user_stage.seconds * 1e3}
-        if base.tokens and served.base_rewards.tells_times:
-            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
-        if served.base_rewards.tells_times:
-            timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        timings_ms = served.base_rewards.timings_ms(base, user_stage.seconds, started)
         return ScoreAnswer(results, served.checkpoint_id, timings_ms)
 
 

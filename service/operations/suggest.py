@@ -119,11 +119,7 @@ class Suggest:
         # Milliseconds at most, but others' requests wait for this loop.
         questions = await asyncio.to_thread(_questions, sizes, base, user.state, count, asked_PK)
         self._metrics.suggestions.inc(len(questions))
-        timings_ms = {"user": user_stage.seconds * 1e3}
-        if base.tokens and served.base_rewards.tells_times:
-            timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": base.engine_s * 1e3}
-        if served.base_rewards.tells_times:
-            timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        timings_ms = served.base_rewards.timings_ms(base, user_stage.seconds, started)
         shortened = set(base.truncated)
         offsets = itertools.accumulate(sizes, initial=0)
         truncated = [
