@@ -16,11 +16,12 @@ from service.store.tenants import TenantRepository
 
 @dataclass
 class Guarded:
-    """A server that wants keys, and a hand in its database."""
+    """A server that wants keys, a hand in its database, and the ids of its checkpoints, the active one first."""
 
     server: ServerProcess
     keys: Keys
     tenants: TenantRepository
+    checkpoint_ids: tuple[str, ...] = ()
 
     def key(self, tenant: str = "acme", role: Role = "adapt", **options: Any) -> str:
         """A new key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,10 @@ from guarded import AUTH_CACHE_S, WORKER_KEY, Guarded
 
 from benchmarks.server import ServerProcess
 from benchmarks.worker import WorkerProcess
+from service.checkpoints import load_checkpoint
+from service.mrm import GaussianStart
 from service.operations.keys import Keys
+from service.settings import DEMO_CHECKPOINT
 from service.store import open_database
 from service.store.keys import KeyRepository
 from service.store.migrate import upgrade
@@ -47,8 +51,14 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     settings = {"AUTH": "required", "AUTH_CACHE_S": str(AUTH_CACHE_S), "ACCESS_LOG": "all"}
     # On a busy machine nothing is refused for being slow.
     settings |= {"MAX_QUEUE_WAIT_S": "300", "REQUEST_TIMEOUT_S": "300"}
+    demo = load_checkpoint(DEMO_CHECKPOINT)
+    assert isinstance(demo.start, GaussianStart)
+    # The same heads, hence the same rewards of texts, under another id.
+    other = dataclasses.replace(demo, start=dataclasses.replace(demo.start, temperature=2 * demo.start.temperature))
+    other.save(folder / "other")
+    settings |= {"CHECKPOINTS": str(folder / "other")}
     with ServerProcess(folder, **settings) as server:
-        yield Guarded(server, keys, TenantRepository(database))
+        yield Guarded(server, keys, TenantRepository(database), (demo.checkpoint_id, other.checkpoint_id))
     database.close()
 
 

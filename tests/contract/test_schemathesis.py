@@ -37,6 +37,11 @@ def rest_server(request: pytest.FixtureRequest) -> tuple[str, str]:
     user = f"{url}/users/{POSSIBLE['user_id']}"
     httpx.delete(user, headers=headers)
     httpx.post(f"{user}/adapt", json={"pairs": [pair]}, headers=headers).raise_for_status()
+    # So does whether there is a checkpoint to go back to.
+    first, POSSIBLE["checkpoint_id"] = guarded.checkpoint_ids
+    for checkpoint_id in (POSSIBLE["checkpoint_id"], first):
+        body = {"checkpoint_id": checkpoint_id}
+        httpx.post(f"{url}/admin/checkpoints/activate", json=body, headers=headers).raise_for_status()
     return url, key
 
 
@@ -68,7 +73,13 @@ def cases() -> list[Any]:
 
 
 # What a server takes for fields whose rule is told in words, so that breaking it is explained.
-POSSIBLE = {"user_id": "ada", "model": None, "min_version": 0, "version": 1, "event_time": "2026-01-02T03:04:05Z"}
+POSSIBLE: dict[str, Any] = {
+    "user_id": "ada",
+    "model": None,
+    "min_version": 0,
+    "version": 1,
+    "event_time": "2026-01-02T03:04:05Z",
+}
 POSSIBLE_QUERY = {"id": ["pair-7"]}
 
 

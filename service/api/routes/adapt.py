@@ -18,7 +18,7 @@ router = APIRouter(tags=["users"], route_class=RoleRoute)
 @router.post(
     "/users/{user_id:path}/adapt",
     response_model=AdaptResponse,
-    responses=documented(413, 415, 421, 422, 500, 503),
+    responses=documented(404, 413, 415, 421, 422, 500, 503),
     openapi_extra=needs("adapt"),
     summary="Adapt a user to what they said",
 )
