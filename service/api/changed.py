@@ -40,6 +40,7 @@ def changed_response(changed: Changed, **more: Any) -> Response:
     )
 
 
-def adapted_response(changed: Changed) -> Response:
-    """The answer to new evidence."""
-    return changed_response(changed, pairs_received=changed.outcome.pairs_received)
+def adapted_response(changed: Changed, **more: Any) -> Response:
+    """The answer to new evidence; `more` are members of it."""
+    received = changed.outcome.pairs_received
+    return changed_response(changed, pairs_received=received, evidence_ids=changed.evidence_ids, **more)

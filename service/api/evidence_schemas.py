@@ -233,3 +233,7 @@ class AdaptResponse(ChangeResponse):
     """The user's new version."""
 
     pairs_received: int = Field(description="Pairs, ratings and rankings of this request.")
+    evidence_ids: list[str] = Field(
+        description="What each is listed and deleted by: its `id`, or the name made of its content; pairs, then "
+        "ratings, then rankings, each in the order sent; of events what each left, in theirs."
+    )

@@ -143,11 +143,12 @@ CHECKPOINTS: Final[dict[str, Any]] = {
 
 # By the name of the model.
 ANSWERS: Final[dict[str, dict[str, Any]]] = {
-    "AdaptResponse": {**_CHANGE, "pairs_received": 8},
+    "AdaptResponse": {**_CHANGE, "pairs_received": 8, "evidence_ids": [f"p{i}" for i in range(1, 9)]},
     "FeedbackResponse": {
         **_CHANGE,
         "cause": "feedback",
         "pairs_received": 9,
+        "evidence_ids": ["copy-7", *(f"e{i}" for i in range(2, 10))],
         "events_received": 6,
         "stored_by_source": {"chosen": 4, "copied": 1, "dwell": 3},
     },

@@ -32,10 +32,11 @@ from service.store.users import UserRepository
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The stored outcome and milliseconds by stage."""
+    """The stored outcome, milliseconds by stage, and the ids of what was told, in its order."""
 
     outcome: ChangeOutcome
     timings_ms: Mapping[str, float]
+    evidence_ids: Sequence[str] = ()
 
 
 def idempotency_of(key: str | None, operation: str, body: bytes) -> Idempotency | None:

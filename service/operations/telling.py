@@ -63,7 +63,7 @@ class Telling:
         if served.base_rewards.tells_times:
             timings_ms |= {"tokenise": base.tokenise_s * 1e3, "engine": (hidden_s + base.engine_s) * 1e3}
             timings_ms["total"] = (time.perf_counter() - started) * 1e3
-        return Changed(changed.outcome, timings_ms)
+        return Changed(changed.outcome, timings_ms, [each.evidence_id for each in items])
 
 
 def _texts_of(measured: Measured, texts: Sequence[Text]) -> tuple[Sequence[Message], list[str]]:

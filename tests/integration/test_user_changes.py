@@ -63,7 +63,12 @@ def test_choices_ties_ratings_and_rankings_are_one_solve(database: Database) -> 
     )
 
     async def path() -> None:
-        outcome = (await say(operations, *said)).outcome
+        changed = await say(operations, *said)
+        outcome = changed.outcome
+        listed, _ = await operations.users.evidence("t", "ada", None, 100)
+        kind_of = {evidence.evidence_id: evidence.kind for evidence, _ in listed}
+        kinds = [{PreferencePair: "pair", Rating: "rating", Ranking: "ranking"}[type(each)] for each in said]
+        assert [kind_of[evidence_id] for evidence_id in changed.evidence_ids] == kinds
         tie = sorted(("c", "d"), key=lambda text: tie_order(text))
         diffs = [base("a") - base("b"), base("a") - base("c"), base(tie[0]) - base(tie[1])]
         diffs += [base("e") - base("f"), base("g") - base("f")]

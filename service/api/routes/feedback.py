@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from service.api.auth import RoleRoute, caller_of, needs
-from service.api.changed import IdempotencyKey, changed_response
+from service.api.changed import IdempotencyKey, adapted_response
 from service.api.deps import UserIdPath, limits_of, runtime_of
 from service.api.errors import documented
 from service.api.feedback_schemas import (
@@ -47,10 +47,9 @@ async def feedback(
         idempotency_key=idempotency_key,
         body=await request.body(),
     )
-    return changed_response(
+    return adapted_response(
         changed,
         events_received=len(body.events),
-        pairs_received=changed.outcome.pairs_received,
         stored_by_source=changed.outcome.stored_by_source or {},
     )
 
