@@ -25,6 +25,7 @@ OTHERS = (
     "ceiling_new_texts",
     "suggest",
     "drift",
+    "fidelity",
     "implicit",
     "carry_over",
     "vllm_environment",
