@@ -1,8 +1,8 @@
 """How many suggested comparisons are worth twenty that were drawn at random.
 
 Everybody has a pool of comparisons that they could be asked about. At random: the first n of the shuffled pool. One by
-one: the most informative one after each answer. At once: n chosen before any answer, each text once before any twice
-where texts come up more than once. Goal: twelve suggested comparisons do what twenty random ones do.
+one: the most informative one after each answer. At once: n chosen before any answer. Both take each text once before
+any twice, where texts come up more than once. Goal: twelve suggested comparisons do what twenty random ones do.
 
 Example: python -m benchmarks suggest
 """
@@ -59,7 +59,7 @@ def _one_by_one(someone: Someone, start: GaussianStart, rng: np.random.Generator
     while len(rows) < ASKED[-1]:
         state = solve(Support.of(someone.told_PK[rows]) if rows else Support.empty(start.heads), start)
         started = time.perf_counter()
-        found = suggest(turned_PK, state, 1, turned_PK[rows] if rows else None)
+        found = suggest(turned_PK, state, 1, turned_PK[rows] if rows else None, someone.texts_P2)
         seconds.append(time.perf_counter() - started)
         if not found:
             break

@@ -75,7 +75,8 @@ def suggest(
     suggestions than asked for where nothing else would tell anything.
 
     What a person thinks of a text beyond its base rewards is drawn once: of two questions about one text the second
-    tells less than the posterior believes. So where texts are named, those in the fewest questions so far come first.
+    tells less than the posterior believes. So where texts are named, those in the fewest questions so far come first;
+    answered comparisons that are among the candidates are such questions too.
 
     Args:
         diffs_CK: Base-reward differences of the candidates, first text minus second.
@@ -104,12 +105,15 @@ def suggest(
     spread_CK = diffs_CK @ unpack_factor(state.factor)
     mean_C, variance_C = diffs_CK @ state.weights_K, np.einsum("ck,ck->c", spread_CK, spread_CK)
     gain_C, fisher_C = information(mean_C, np.sqrt(variance_C))
+    uses_C = np.zeros(len(diffs_CK), np.int64)
     if asked_PK is not None:
-        gain_C[among(diffs_CK, asked_PK)] = 0.0
+        asked_C = among(diffs_CK, asked_PK)
+        gain_C[asked_C] = 0.0
+        if texts_C2 is not None and asked_C.any():
+            uses_C = np.bincount(texts_C2[asked_C].ravel(), minlength=texts_C2.max() + 1)[texts_C2].sum(axis=1)
     # the posterior in coordinates in which it is the unit ball at first
     covariance_KK = np.eye(heads)
     chosen: list[Suggestion] = []
-    uses_C = np.zeros(len(diffs_CK), np.int64)
     while (best := _best(gain_C, fisher_C, mean_C, variance_C, uses_C)) is not None:
         chosen.append(Suggestion(best, float(gain_C[best]), float(expit(mean_C[best]))))
         if len(chosen) == count:

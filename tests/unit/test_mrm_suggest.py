@@ -88,6 +88,12 @@ def test_no_text_is_asked_about_again_while_others_were_not() -> None:
     unnamed = [pairs[one.index] for one in suggest(diffs, state, 8)]
     assert np.bincount(np.concatenate(unnamed)).max() > 2
     assert (named[0] == unnamed[0]).all()
+    # Nor where the questions come one by one.
+    asked: list[int] = []
+    while len(asked) < 8:
+        asked.append(suggest(diffs, state, 1, -diffs[asked] if asked else None, pairs)[0].index)
+    assert sorted(np.concatenate([pairs[row] for row in asked[:4]])) == list(range(8))
+    assert sorted(np.concatenate([pairs[row] for row in asked[4:]])) == list(range(8))
 
 
 def test_what_the_person_is_undecided_about_is_not_asked() -> None:
