@@ -25,12 +25,19 @@ def support_of(stored: Sequence[StoredEvidence], heads: int, half_life_s: float 
         half_life_s: The age in seconds, relative to the newest statement, at which one counts half; None: all count
             alike.
     """
+    return support_and_ages(stored, heads, half_life_s)[0]
+
+
+def support_and_ages(
+    stored: Sequence[StoredEvidence], heads: int, half_life_s: float | None = None
+) -> tuple[Support, FloatArray, FloatArray]:
+    """`support_of`, and the seconds before the newest statement of its rows [P] and of its ratings [R]."""
     said = outright_first(stored)
     choices, ratings = _parted(said)
     diffs_PK, stages_P, lengths = _rows(choices, heads)
     ages_P, ages_R = _ages(said)
     grades = [np.nan if each.kind == "ranking" or each.grade is None else each.grade for each in choices]
-    return Support.of(
+    support = Support.of(
         diffs_PK,
         np.repeat(np.array(grades, dtype=np.float64), lengths),
         np.array([each.base_rewards for each in ratings]).reshape(len(ratings), heads),
@@ -42,11 +49,7 @@ def support_of(stored: Sequence[StoredEvidence], heads: int, half_life_s: float 
         stages_P=stages_P,
         weights_R=np.array([each.weight for each in ratings]) * half_life_weights(ages_R, half_life_s),
     )
-
-
-def ages_of(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:
-    """Seconds before the newest statement, of the rows [P] and of the ratings [R] that `support_of` makes."""
-    return _ages(outright_first(stored))
+    return support, ages_P, ages_R
 
 
 def _ages(stored: Sequence[StoredEvidence]) -> tuple[FloatArray, FloatArray]:

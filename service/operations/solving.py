@@ -13,7 +13,7 @@ from service.mrm import Support, UserState, solve
 from service.mrm.drift import Drift, assess
 from service.mrm.metrics import bradley_terry_loss, pair_accuracy
 from service.mrm.statements import TIE
-from service.operations.evidence import ages_of, support_of
+from service.operations.evidence import support_and_ages
 from service.store.records import Report, StoredEvidence
 
 DAY_S = 86_400.0
@@ -73,10 +73,9 @@ class Solver:
 
     def __call__(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Solved:
         """Solve on evidence that was measured with, or carried to, the heads of `checkpoint`."""
-        support = support_of(stored, checkpoint.heads, self._half_life_s)
+        support, ages_P, ages_R = support_and_ages(stored, checkpoint.heads, self._half_life_s)
         if not self._auto:
             return Solved(support, solve(support, checkpoint.start), self._half_life_s)
-        ages_P, ages_R = ages_of(stored)
         drift = assess(support, ages_P, checkpoint.start, ages_R)
         if drift.half_life is not None:
             # Not by the half-life alone: after a sudden change all that came later counts whole.
@@ -89,8 +88,8 @@ class Solver:
 
     def taste(self, stored: Sequence[StoredEvidence], checkpoint: Checkpoint) -> Taste:
         """What evidence says of changes of taste: milliseconds, or tens of them for a thousand choices."""
-        ages_P, ages_R = ages_of(stored)
-        drift = assess(support_of(stored, checkpoint.heads), ages_P, checkpoint.start, ages_R)
+        support, ages_P, ages_R = support_and_ages(stored, checkpoint.heads)
+        drift = assess(support, ages_P, checkpoint.start, ages_R)
         return Taste(drift.score, drift.half_life if self._auto else self._half_life_s)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.mrm import GaussianStart, solve
-from service.operations.evidence import ages_of, support_of
+from service.operations.evidence import support_and_ages, support_of
 from service.store.records import StoredEvidence
 
 HEADS = 3
@@ -66,12 +66,12 @@ def test_every_kind_of_statement_becomes_its_rows() -> None:
 
 
 def test_ages_are_those_of_the_rows_and_relative_to_the_newest() -> None:
-    ages_P, ages_R = ages_of(STORED)
+    _, ages_P, ages_R = support_and_ages(STORED, HEADS)
     assert ages_P.tolist() == [10, 0, 0, 0, 0, 0, 40, 20, 0]
     assert ages_R.tolist() == [20, 30, 40, 5]
     older = STORED[3:5]  # 30 and 40 s before the newest of all
-    assert [ages.tolist() for ages in ages_of(older)] == [[10], [0]]
-    assert [ages.tolist() for ages in ages_of([])] == [[], []]
+    assert [ages.tolist() for ages in support_and_ages(older, HEADS)[1:]] == [[10], [0]]
+    assert [ages.tolist() for ages in support_and_ages([], HEADS)[1:]] == [[], []]
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,7 +120,7 @@ def test_no_number_of_events_outvotes_what_was_said_outright() -> None:
     ]
     wanted = solve(support_of(outright, HEADS), START)
     assert solve(support_of([*doubles, *outright], HEADS), START).weights_K.tobytes() == wanted.weights_K.tobytes()
-    assert [len(ages) for ages in ages_of([*doubles, *outright])] == [5, 0]
+    assert [len(ages) for ages in support_and_ages([*doubles, *outright], HEADS)[1:]] == [5, 0]
     news = [
         said(500, "pair", TEXTS[0] - TEXTS[2], weight=0.8, source="copied"),
         said(501, "ranking", TEXTS[[6, 4, 7]], ranks=(0, 1, 1), weight=0.8, source="chosen"),
