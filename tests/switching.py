@@ -52,7 +52,7 @@ def checkpoint(seed: int, heads: int, *, name: str = "toy", backbone: str = "f")
 
 def linked(new: Checkpoint, old: Checkpoint, fidelity: float = 1.0) -> Checkpoint:
     """`new` with a map from `old`; `fidelity` is what its manifest says."""
-    maps = linear_maps(new.A_KD, old.A_KD, np.eye(HIDDEN))
+    maps = linear_maps(new.A_KD, old.A_KD, np.eye(new.A_KD.shape[1]))
     told = MapFrom(
         heads_id=old.heads_id,
         checkpoint_id=old.checkpoint_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import threading
 import time
@@ -14,34 +13,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from switching import linked
 
 from benchmarks.server import ServerProcess
-from service.checkpoints import Checkpoint, MapFrom, load_checkpoint
+from service.checkpoints import Checkpoint, load_checkpoint
 from service.mrm import GaussianStart
-from service.mrm.carry import Fidelity, linear_maps
 from service.settings import DEMO_CHECKPOINT
 
 REQUESTS = 3000
 CALLERS = 4
 SWITCHES = 12
 TIMEOUT_S = 30.0
-
-
-def linked(new: Checkpoint, old: Checkpoint) -> Checkpoint:
-    """`new` with a map from `old`."""
-    link = MapFrom(
-        heads_id=old.heads_id,
-        checkpoint_id=old.checkpoint_id,
-        name=old.name,
-        maps=linear_maps(new.A_KD, old.A_KD, np.eye(new.A_KD.shape[1])),
-        start=old.start,
-        fidelity=Fidelity(0.97, 0.95),
-        differences_fidelity=0.97,
-        differences=100,
-        held_out=50,
-        data="none",
-    )
-    return dataclasses.replace(new, maps=(link,))
 
 
 def two_checkpoints() -> tuple[Checkpoint, Checkpoint]:
@@ -53,7 +35,7 @@ def two_checkpoints() -> tuple[Checkpoint, Checkpoint]:
     A_KD = np.vstack([turned, rng.normal(size=(2, D)) * np.abs(demo.A_KD).mean()]).astype(np.float32)
     start = GaussianStart(np.zeros(K + 2), np.eye(K + 2), 1.0)
     other = Checkpoint("other", demo.backbone, A_KD, np.zeros(K + 2, np.float32), start)
-    return linked(demo, other), linked(other, demo)
+    return linked(demo, other, 0.97), linked(other, demo, 0.97)
 
 
 @pytest.fixture
