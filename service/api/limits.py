@@ -11,7 +11,7 @@ from typing import Final
 from service.api.evidence_schemas import AdaptRequest, PairIn, RankingIn, RatingIn
 from service.api.feedback_schemas import EventIn, FeedbackRequest
 from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, ChatMessage, ScoreItemIn
-from service.api.suggest_schemas import MAX_QUESTIONS, SuggestRequest
+from service.api.suggest_schemas import MAX_QUESTIONS, CandidateIn, SuggestRequest
 from service.errors import FieldIssue, InvalidInput
 
 _USER_ID = re.compile(USER_ID_PATTERN)
@@ -77,9 +77,7 @@ class Limits:
             message = f"has {questions} pairs of completions in all, at most {MAX_QUESTIONS}; send fewer"
             _raise_any([*issues, FieldIssue("candidates", message)])
         for i, candidate in enumerate(request.candidates):
-            issues += self._prompt_issues(candidate.prompt, f"candidates[{i}].prompt")
-            for j, completion in enumerate(candidate.completions):
-                issues += self._text_issues(completion, f"candidates[{i}].completions[{j}]")
+            issues += self._candidate_issues(f"candidates[{i}].", candidate)
         _raise_any(issues)
 
     def _item_issues(
@@ -138,10 +136,13 @@ class Limits:
         else:
             for field, item in items:
                 issues += _user_id_issues(item.user_id, f"{field}user_id")
-                issues += self._prompt_issues(item.prompt, f"{field}prompt")
-                for i, completion in enumerate(item.completions):
-                    issues += self._text_issues(completion, f"{field}completions[{i}]")
+                issues += self._candidate_issues(field, item)
         _raise_any(issues)
+
+    def _candidate_issues(self, prefix: str, item: ScoreItemIn | CandidateIn) -> Iterator[FieldIssue]:
+        yield from self._prompt_issues(item.prompt, f"{prefix}prompt")
+        for i, completion in enumerate(item.completions):
+            yield from self._text_issues(completion, f"{prefix}completions[{i}]")
 
     def _prompt_issues(self, prompt: str | list[ChatMessage], field: str) -> Iterator[FieldIssue]:
         if isinstance(prompt, str):
