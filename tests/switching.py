@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from operating import ByteRenderer, toy_hidden_state
+from operating import ByteRenderer, told, toy_hidden_state, user_says
 
 from service.checkpoints import BackboneIdentity, Checkpoint, MapFrom
 from service.mrm import GaussianStart
@@ -19,7 +20,8 @@ from service.operations.checkpoints import Checkpoints
 from service.operations.quotas import TenantLimits
 from service.operations.readapt import Readapt
 from service.operations.retention import Retention
-from service.operations.score import Score
+from service.operations.said import PreferencePair, Ranking, Rating
+from service.operations.score import Score, Scored, ScoreItem
 from service.operations.shadow import Shadow
 from service.operations.solving import HalfLife, Solver
 from service.operations.telling import Telling
@@ -66,6 +68,16 @@ def linked(new: Checkpoint, old: Checkpoint, fidelity: float = 1.0) -> Checkpoin
         data="toy",
     )
     return dataclasses.replace(new, maps=(*new.maps, told))
+
+
+OLD = checkpoint(1, 3, name="old")
+NEW = linked(checkpoint(2, 4, name="new"), OLD)
+PAIRS = [PreferencePair(user_says("p"), f"good {i}", f"bad {i}", None, f"{i}") for i in range(6)]
+SAID = [
+    *PAIRS,
+    Rating(user_says("p"), "rated", 3.0, None, "r"),
+    Ranking(user_says("p"), ["a", "b", "c"], [0, 1, 1], "k"),
+]
 
 
 class StackedEngine:
@@ -183,3 +195,13 @@ class Switching:
             solver=self.solver,
             **options,  # type: ignore[arg-type]
         )
+
+
+async def adapt(server: Switching, user: str = "ada", said: Any = PAIRS) -> int:
+    return (await server.adapt("t", user, told(said), mode="append", truncate=False)).outcome.version
+
+
+async def score(server: Switching, user: str = "ada", completions: Any = "xyz") -> tuple[str, Scored]:
+    item = ScoreItem(user, user_says("q"), list(completions))
+    answer = await server.score("t", [item], truncate=False, return_base_rewards=True)
+    return answer.checkpoint_id, answer.results[0]
