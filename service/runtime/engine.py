@@ -51,7 +51,7 @@ def open_engines(
 
     Args:
         settings: All of them. BACKBONE stands for the backbone of the first checkpoint.
-        checkpoints: At least one, no two with the same heads.
+        checkpoints: At least one, no two the same; of two with the same heads each has its columns.
         metrics: Where to count; None for nowhere.
         with_hidden: Whether answers hold hidden states too; only in this process.
 
@@ -81,11 +81,11 @@ def open_engines(
     if worker_metrics is not None:
         show_prefixes([worker.backbone for worker in opened], worker_metrics)
     parts = {
-        checkpoint.heads_id: _parts_of(worker, i, settings.drain_timeout_s)
+        checkpoint.checkpoint_id: _parts_of(worker, i, settings.drain_timeout_s)
         for worker, group in zip(opened, groups.values(), strict=True)
         for i, checkpoint in enumerate(group)
     }
-    return [parts[checkpoint.heads_id] for checkpoint in checkpoints]
+    return [parts[checkpoint.checkpoint_id] for checkpoint in checkpoints]
 
 
 @dataclass(frozen=True)
