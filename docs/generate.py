@@ -155,11 +155,12 @@ sum(rate(metareward_user_cache_total{level="memory",result="hit"}[5m]))
 
 ### Does it personalise?
 
-How many items are scored from the start, and how far an adaptation lowers the loss of a user's own pairs (the median,
-in nats a pair; near 0, adapting changes little):
+How many items that name a user are scored from the start, and how far an adaptation lowers the loss of a user's own
+pairs (the median, in nats a pair; near 0, adapting changes little):
 
 ```promql
-sum(rate(metareward_users_scored_total{standing="cold_start"}[1h])) / sum(rate(metareward_users_scored_total[1h]))
+sum(rate(metareward_users_scored_total{standing="cold_start"}[1h]))
+  / sum(rate(metareward_users_scored_total{standing!="population"}[1h]))
 histogram_quantile(0.5, sum by (le) (rate(metareward_adapt_loss_delta_bucket[1h])))
 ```
 """

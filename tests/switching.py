@@ -201,7 +201,7 @@ async def adapt(server: Switching, user: str = "ada", said: Any = PAIRS) -> int:
     return (await server.adapt("t", user, told(said), mode="append", truncate=False)).outcome.version
 
 
-async def score(server: Switching, user: str = "ada", completions: Any = "xyz") -> tuple[str, Scored]:
+async def score(server: Switching, user: str | None = "ada", completions: Any = "xyz") -> tuple[str, Scored]:
     item = ScoreItem(user, user_says("q"), list(completions))
     answer = await server.score("t", [item], truncate=False, return_base_rewards=True)
     return answer.checkpoint_id, answer.results[0]

@@ -32,6 +32,23 @@ def preference_probability(rewards_B: FloatArray) -> FloatArray:
     return np.asarray(expit(rewards_B[:, None] - rewards_B[None, :]), dtype=np.float64)
 
 
+def average_probability(rewards_B: FloatArray) -> FloatArray:
+    """Calibrated probability that the user prefers each text to the average training text, [B]: sigmoid(r_i).
+
+    The heads are centred: base rewards average zero over the training texts, so for every user the reward 0 is where
+    the average training text stands, and this is `preference_probability` against it. It keeps the order of the
+    rewards and lies in 0 to 1; where a reward is beyond about 37, float64 rounds it to 1.
+
+    It is not the probability that a text is good, or relevant, or better than the others beside it: two texts are
+    compared by the difference of their raw rewards. Nor can probabilities of different users be averaged back into
+    log-odds.
+
+    Args:
+        rewards_B: Rewards, of `rewards`, in log-odds.
+    """
+    return np.asarray(expit(rewards_B), dtype=np.float64)
+
+
 def difference_std(base_rewards_BK: FloatArray, state: UserState) -> FloatArray | None:
     """Posterior standard deviation of each reward difference, [B, B], or None where the recipe has no posterior.
 

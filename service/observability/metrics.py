@@ -191,8 +191,9 @@ class Metrics(_Family):
         self.completions = self._counter("completions_scored", "Completions that /score rewarded.")
         self.users_scored = self._counter(
             "users_scored",
-            "Items of /score, by standing of their user; stale: from memory while the database does not answer.",
-            {"standing": ("adapted", "cold_start", "stale")},
+            "Items of /score, by standing of their user; stale: from memory while the database does not answer; "
+            "population: nobody was named.",
+            {"standing": ("adapted", "cold_start", "stale", "population")},
         )
         self.pairs_adapted = self._counter("pairs_stored", "Pairs, ratings and rankings stored.")
         self.adaptations = self._counter(

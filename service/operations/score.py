@@ -37,14 +37,14 @@ class ScoreItem:
     """Completions of one prompt, to be ranked for one user.
 
     Attributes:
-        user_id: Whose taste; an unknown user gets the meta-learned start.
+        user_id: Whose taste; an unknown user gets the meta-learned start, and so does nobody in particular, None.
         messages: The prompt.
         completions: At least one.
         min_version: The least version of the user to score with.
         field: Path of this item in the request, with a trailing dot, or empty.
     """
 
-    user_id: str
+    user_id: str | None
     messages: Sequence[Message]
     completions: Sequence[str]
     min_version: int = 0
@@ -60,7 +60,7 @@ class Scored:
     where not asked for. Deviations are None where the recipe has no posterior. `carried` is that of `ResolvedUser`.
     """
 
-    user_id: str
+    user_id: str | None
     standing: Standing
     version: int
     rewards: list[float]

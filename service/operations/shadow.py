@@ -32,8 +32,8 @@ class Asked(Protocol):
     """One item of a request to score."""
 
     @property
-    def user_id(self) -> str:
-        """Whose taste."""
+    def user_id(self) -> str | None:
+        """Whose taste; None for nobody in particular."""
 
     @property
     def messages(self) -> Sequence[Message]:

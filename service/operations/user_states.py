@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.checkpoints import Checkpoint
-from service.errors import Conflict, MetarewardError, Unavailable
+from service.errors import Conflict, FieldIssue, InvalidInput, MetarewardError, Unavailable
 from service.mrm import UserState
 from service.observability.metrics import Metrics
 from service.operations.carry import CarriedUser, Retained, carry_user
@@ -23,7 +23,9 @@ from service.store.users import UserRepository
 
 logger = logging.getLogger(__name__)
 
-Standing = Literal["adapted", "cold_start", "stale"]
+Standing = Literal["adapted", "cold_start", "stale", "population"]
+
+NOBODYS_VERSION: Final = "is for a user; name one in user_id, or leave min_version out"
 
 # Users whose retained texts are measured at a time, how long one who asks waits for that, and when what failed is tried
 # again: a user's thousand texts take a small device longer than anybody waits for an answer.
@@ -40,8 +42,8 @@ class ResolvedUser:
     Attributes:
         state: Weights and posterior factor.
         standing: `adapted`; `cold_start` where the user is unknown and the start serves; `stale` where the database
-            does not answer and a remembered state serves.
-        version: The user's version, 0 for a cold start.
+            does not answer and a remembered state serves; `population` where nobody was asked for: the start again.
+        version: The user's version, 0 for a cold start and for nobody.
         carried: How the weights came to this checkpoint, where they were not solved for it by a change; None where
             they were.
     """
@@ -130,16 +132,22 @@ class UserStates:
         return self._start
 
     async def resolve(
-        self, tenant_id: str, user_id: str, min_version: int = 0, *, measure: bool = True
+        self, tenant_id: str, user_id: str | None, min_version: int = 0, *, measure: bool = True
     ) -> ResolvedUser:
         """The state of one user, at least at `min_version` (read-your-writes on any replica).
 
-        With `measure`, what was left out of a carried user's solve is measured where it is retained.
+        With `measure`, what was left out of a carried user's solve is measured where it is retained. None is nobody in
+        particular: the start, from memory in any case.
 
         Raises:
+            InvalidInput: A version of nobody was asked for.
             Unavailable: The database does not answer and nothing is remembered.
             Conflict: The user has not reached `min_version`.
         """
+        if user_id is None:
+            if min_version:
+                raise InvalidInput([FieldIssue("min_version", NOBODYS_VERSION)])
+            return ResolvedUser(self._start, "population", 0)
         now = time.monotonic()
         entry = self._cache.get_fresh((tenant_id, user_id), now, self._revalidate_s)
         if entry is not None and _version(entry.user) >= min_version:

@@ -1,4 +1,4 @@
-"""The best text beside every other, against the full matrices."""
+"""The best text beside every other, against the full matrices; and each against the average one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from service.mrm import GaussianStart, SoftmaxStart, Support, solve
-from service.mrm.combine import best_against, difference_std, preference_probability, ranking, rewards
+from service.mrm.combine import (
+    average_probability,
+    best_against,
+    difference_std,
+    preference_probability,
+    ranking,
+    rewards,
+)
 
 
 def test_the_best_against_each_is_a_row_of_the_matrices() -> None:
@@ -38,3 +45,10 @@ def test_the_best_of_no_texts_is_refused() -> None:
     state = solve(Support.empty(3), SoftmaxStart(np.zeros(3), 0.1, 1))
     with pytest.raises(ValueError, match="no texts"):
         best_against(np.zeros((0, 3)), np.zeros(0), state)
+
+
+def test_the_average_text_is_the_one_of_reward_zero() -> None:
+    values_B = np.array([-800.0, -2.0, 0.0, np.log(3.0), 800.0])
+    np.testing.assert_allclose(average_probability(values_B), [0.0, 1 / (1 + np.e**2), 0.5, 0.75, 1.0], rtol=1e-14)
+    with_the_average = np.append(values_B, 0.0)
+    np.testing.assert_array_equal(average_probability(values_B), preference_probability(with_the_average)[:-1, -1])

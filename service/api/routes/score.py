@@ -54,7 +54,7 @@ async def score(request: Request, body: ScoreRequest) -> Response:
 
 
 def _result(scored: Scored) -> dict[str, Any]:
-    result = {
+    result: dict[str, Any] = {
         "user_id": scored.user_id,
         "user_state": scored.standing,
         "version": scored.version,
