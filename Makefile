@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Frameworks that the server is a part of are tried from an environment of their own, as their users have it.
+INTEGRATIONS_VENV ?= .venv-integrations
+INTEGRATIONS_PIP := $(INTEGRATIONS_VENV)/bin/python -m pip --disable-pip-version-check
 # Where the package index has only the CUDA build of torch, set this to an index of CPU wheels.
 TORCH_INDEX_URL ?=
 # Test processes side by side; every server that tests start takes a port of its own.
@@ -10,11 +13,11 @@ TEST_JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint types imports migrations gates format bench docs demo-checkpoint \
+.PHONY: help install serve test test-integrations lint types imports migrations gates format bench docs demo-checkpoint \
 	check-deploy rehearse-docker chaos clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metareward needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -41,6 +44,16 @@ serve: $(VENV)/.serve  ## Run the server on an embedded default (ARGS="--port 80
 
 test: $(VENV)/.dev  ## Run the whole default test suite
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+$(INTEGRATIONS_VENV)/.installed: constraints.txt sdk/pyproject.toml
+	@echo "Installing TRL and other clients into $(INTEGRATIONS_VENV): about 2 GB."
+	$(PYTHON) -m venv $(INTEGRATIONS_VENV)
+	$(if $(TORCH_INDEX_URL),$(INTEGRATIONS_PIP) install -q -c constraints.txt --index-url $(TORCH_INDEX_URL) torch)
+	$(INTEGRATIONS_PIP) install -q -c constraints.txt trl cohere pytest pytest-timeout -e ./sdk
+	@touch $@
+
+test-integrations: $(VENV)/.serve $(INTEGRATIONS_VENV)/.installed  ## Try TRL's trainers and Cohere's client on a real server, in an environment of their own
+	METAREWARD_BIN=$(abspath $(BIN)/metareward) $(INTEGRATIONS_VENV)/bin/python -m pytest tests_integrations $(ARGS)
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
@@ -81,4 +94,4 @@ demo-checkpoint: $(VENV)/.dev  ## Train the demo checkpoint again, as service/ch
 	sh service/checkpoints/demo/make.sh
 
 clean:  ## Remove .venv and caches; users stay (.metareward)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(INTEGRATIONS_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
