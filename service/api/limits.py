@@ -174,6 +174,11 @@ def check_user_id(user_id: str) -> None:
     _raise_any(list(_user_id_issues(user_id, "user_id")))
 
 
+def is_user_id(text: str) -> bool:
+    """Whether a user can be called so."""
+    return _USER_ID.fullmatch(text) is not None
+
+
 def _change_issues(user_id: str, idempotency_key: str | None) -> Iterator[FieldIssue]:
     yield from _user_id_issues(user_id, "user_id")
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
@@ -199,7 +204,7 @@ def _texts(item: PairIn | RatingIn | RankingIn) -> Iterator[tuple[str, str]]:
 
 
 def _user_id_issues(user_id: str, field: str) -> Iterator[FieldIssue]:
-    if not _USER_ID.fullmatch(user_id):
+    if not is_user_id(user_id):
         yield FieldIssue(field, f"must be {USER_ID_RULE}")
 
 
