@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.checkpoint_schemas import CHECKPOINT_ID_PATTERN
+from service.api.error_dialects import QUOTA_IS_503, foreign_members
 from service.api.evidence_schemas import EVIDENCE_ID_PATTERN
 from service.api.feedback_schemas import EVENT_ID_PATTERN
 from service.api.request_id import request_id_of
@@ -55,17 +56,19 @@ PROBLEM_KEY = "metareward.problem"
 
 
 def problem_bytes(
-    status: int, kind: str, detail: str, request_id: str, errors: Sequence[FieldIssue] = (), **more: str
+    path: str, status: int, kind: str, detail: str, request_id: str, errors: Sequence[FieldIssue] = (), **more: str
 ) -> bytes:
-    """The body of a problem. `kind` is the last part of its type, stable for programs to match."""
+    """The body of a problem at `path`. `kind` is the last part of its type, stable for programs to match."""
+    listed = errors[:MAX_LISTED]
     body: dict[str, Any] = {
         "type": f"urn:metareward:problem:{kind}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "request_id": request_id,
-        "errors": [{"field": issue.field, "message": issue.message} for issue in errors[:MAX_LISTED]],
+        "errors": [{"field": issue.field, "message": issue.message} for issue in listed],
         **more,
+        **foreign_members(path, status, kind, detail, listed),
     }
     return orjson.dumps(body)
 
@@ -84,7 +87,7 @@ def problem(
     headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if retry_after_s else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = problem_bytes(status, kind, detail, request_id_of(request.scope), errors, **more)
+    content = problem_bytes(request.scope["path"], status, kind, detail, request_id_of(request.scope), errors, **more)
     return Response(content, status, headers, PROBLEM_MEDIA_TYPE)
 
 
@@ -103,7 +106,8 @@ def answer_to(request: Request, error: MetarewardError) -> Response | None:
             return problem(request, 403, "not-allowed", str(error))
         case QuotaExceeded():
             after_s = error.retry_after_s
-            return problem(request, 429, "quota-exceeded", str(error), retry_after_s=after_s, quota=error.quota)
+            status = 503 if request.scope["path"] in QUOTA_IS_503 else 429
+            return problem(request, status, "quota-exceeded", str(error), retry_after_s=after_s, quota=error.quota)
         case TemporaryError():
             kind = "overloaded" if isinstance(error, Overloaded) else "unavailable"
             return problem(request, 503, kind, str(error), retry_after_s=error.retry_after_s)

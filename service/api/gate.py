@@ -109,7 +109,7 @@ class Gate:
 
         async def answer(refusal: _RefusedError) -> None:
             scope[PROBLEM_KEY] = refusal.kind
-            await _answer(send_and_note, refusal, request_id)
+            await _answer(send_and_note, refusal, scope["path"], request_id)
 
         try:
             if scope["path"] not in PROBES:
@@ -202,8 +202,8 @@ class Gate:
         return _RefusedError(413, "too-large", f"At most {self._max_body_bytes} bytes a request; split it.")
 
 
-async def _answer(send: Send, refusal: _RefusedError, request_id: str) -> None:
-    body = problem_bytes(refusal.status, refusal.kind, refusal.detail, request_id)
+async def _answer(send: Send, refusal: _RefusedError, path: str, request_id: str) -> None:
+    body = problem_bytes(path, refusal.status, refusal.kind, refusal.detail, request_id)
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     if refusal.status == 503:
         headers.append((b"retry-after", b"1"))

@@ -260,6 +260,15 @@ class FieldProblem(BaseModel):
     message: str
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong, in vLLM's form. Never echoes the input."""
+
+    message: str
+    type: str = Field(description="Stable, for programs to match.")
+    param: str | None = Field(description="The field at fault, where it is one.")
+    code: int = Field(description="The status.")
+
+
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
@@ -269,4 +278,6 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[FieldProblem] = Field(default_factory=list)
-    quota: Literal["requests", "tokens", "users"] | None = Field(None, description="Of a 429: what is used up.")
+    quota: Literal["requests", "tokens", "users"] | None = Field(None, description="Of a used-up quota: which one.")
+    error: ErrorDetail | None = Field(None, description="The same for clients of vLLM: on /classify and /v1/models.")
+    message: str | None = Field(None, description="The same for clients of Cohere and Jina: on the rerank paths.")

@@ -18,6 +18,7 @@ import orjson
 
 from service.api.classify_request import parse_classify, parse_timeout
 from service.api.departure import Departure
+from service.api.error_dialects import ERROR_TYPES, OVERLOADED
 from service.api.request_id import assign_request_id
 from service.api.worker_openapi import worker_document
 from service.errors import (
@@ -52,19 +53,6 @@ _ROUTES: Final = {
     "/classify": "POST",
     "/self-check": "POST",
 }
-_TYPES: Final = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    404: "NotFoundError",
-    405: "MethodNotAllowedError",
-    413: "RequestTooLargeError",
-    415: "UnsupportedMediaTypeError",
-    421: "MisdirectedRequestError",
-    500: "InternalServerError",
-    503: "ServiceUnavailableError",
-    504: "TimeoutError",
-}
-_OVERLOADED: Final = "OverloadedError"
 _CLIENT_LEFT: Final = 499  # in the log; nobody is there to be answered
 
 
@@ -75,7 +63,7 @@ class _RefusedError(Exception):
         super().__init__(status, message)
         self.status = status
         self.message = message
-        self.kind = _TYPES[status]
+        self.kind = ERROR_TYPES[status]
         self.param = param
         self.retry_after_s = retry_after_s
         self.allow = allow
@@ -299,7 +287,7 @@ class WorkerApp:
             case TemporaryError():
                 refusal = _RefusedError(503, str(error), retry_after_s=error.retry_after_s)
                 if isinstance(error, Overloaded):
-                    refusal.kind = _OVERLOADED
+                    refusal.kind = OVERLOADED
                 return refusal
             case EngineError():
                 return _RefusedError(500, str(error))

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from service import __version__
 from service.api.classify_request import MAX_SALT_LENGTH
 from service.api.examples import SELF_CHECK
-from service.api.schemas import SelfCheckOut, SelfCheckRequest
+from service.api.schemas import ErrorDetail, SelfCheckOut, SelfCheckRequest
 
 _REF: Final = "#/components/schemas/"
 _SCHEME: Final = "engineKey"
@@ -146,15 +146,6 @@ class WorkerReady(BaseModel):
 
     status: Literal["ready", "draining", "the device fails", "the self-check failed"]
     queued_tokens: int = Field(ge=0, description="Accepted and not yet answered.")
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong. Never echoes the input."""
-
-    message: str
-    type: str = Field(description="Stable, for programs to match.")
-    param: str | None = Field(description="The field at fault, where it is one.")
-    code: int = Field(description="The status.")
 
 
 class WorkerError(BaseModel):
