@@ -130,7 +130,7 @@ class Score:
             end = offset + len(item.completions)
             truncated = [index - offset for index in range(offset, end) if index in shortened]
             base_rewards_BK = base.rewards_BK[offset:end]
-            results.append(_score_item(item, user, base_rewards_BK, truncated, return_base_rewards, return_pairwise))
+            results.append(score_item(item, user, base_rewards_BK, truncated, return_base_rewards, return_pairwise))
             offset = end
             self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
@@ -175,7 +175,7 @@ async def _outcome(lookup: Awaitable[ResolvedUser]) -> ResolvedUser | Conflict:
         return error
 
 
-def _score_item(
+def score_item(
     item: ScoreItem,
     user: ResolvedUser,
     base_rewards_BK: npt.NDArray[np.float64],
@@ -183,6 +183,11 @@ def _score_item(
     return_base_rewards: bool,
     return_pairwise: bool,
 ) -> Scored:
+    """One item for one user, from the base rewards [B, K] of its completions and which of them were shortened.
+
+    Raises:
+        EngineError: A reward is not finite.
+    """
     rewards_B = rewards(base_rewards_BK, user.state)
     if not np.isfinite(rewards_B).all():
         raise EngineError("a reward is not finite; it is not served")
