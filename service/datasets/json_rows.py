@@ -40,7 +40,7 @@ def read_json_rows(file: Path, bad: BadRows, read: Callable[[dict[str, Any]], Ro
                     continue
                 place = f"line {number}"
                 try:
-                    row = read(_object(text))
+                    row = read(json_object(text))
                 except BadRow as error:
                     bad.add(place, str(error))
                     continue
@@ -49,7 +49,12 @@ def read_json_rows(file: Path, bad: BadRows, read: Callable[[dict[str, Any]], Ro
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object that a line is.
+
+    Raises:
+        BadRow: It is none.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:

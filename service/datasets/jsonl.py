@@ -5,7 +5,8 @@
 `user_id` is text or a whole number (7 and "7" are one user). `prompt` is text or a list of {"role", "content"} messages
 that ends with the user's. Optional: `conversation_id` (text or number, the user's own), `split` (seen | unseen), `part`
 (train | support | query), `strength` (above 0, on the user's own scale; a row without one, beside rows with one, is a
-plain choice).
+plain choice). What `metareward pairs` writes is read as it is: `chosen` and `rejected` may be a list of one message by
+the assistant, and its figures are passed over.
 
 Splits are obeyed where rows give them, for all rows of a user or for none. The others are made by seed: half of the
 users become unseen, and an unseen user's support and query pairs never share a conversation (a prompt, where rows have
@@ -15,9 +16,9 @@ no conversation_id). A user with only one conversation cannot be divided so, and
 from __future__ import annotations
 
 import codecs
-import json
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,16 +26,19 @@ from typing import Any, Final
 import numpy as np
 
 from service.datasets.bad_rows import BadRows
+from service.datasets.json_rows import BadRow, json_object
 from service.datasets.pairs import NO_CONVERSATION, QUERY, SUPPORT, TRAIN, PairTable
+from service.datasets.row_fields import prompt_of, unicode, user_of
 from service.datasets.splits import choose_unseen, split_conversations
-from service.datasets.texts import Messages, PreferenceData, Text, TextTable, user_prompt
+from service.datasets.texts import Messages, PreferenceData, Text, TextTable
 from service.errors import ConfigurationError
 
 SPLIT_NAME: Final = "default"
 _PARTS: Final = {"train": TRAIN, "support": SUPPORT, "query": QUERY}
-_ROLES: Final = ("system", "user", "assistant")
 _REQUIRED: Final = ("user_id", "prompt", "chosen", "rejected")
 _FIELDS: Final = (*_REQUIRED, "conversation_id", "split", "part", "strength")
+# What `metareward pairs` says of a pair beside its texts.
+_PASSED_OVER: Final = frozenset(["id", "chosen_reward", "rejected_reward", "margin", "probability"])
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,6 @@ class _Row:
     strength: float | None
 
 
-class _BadRow(Exception):
-    """What is wrong with a row, without its text."""
-
-
 def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
     """Read preferences and give them one split, `default`.
 
@@ -66,25 +66,7 @@ def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
         InvalidInput: Some rows are bad; every one is counted, the first 20 are told by line.
     """
     bad = BadRows(path.name)
-    rows: list[_Row] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if not line.strip():
-                    continue
-                if not rows and not bad and line.lstrip().startswith(b"["):
-                    raise ConfigurationError(
-                        f"--input {path}: this looks like a JSON array; write one object a line, without brackets "
-                        "around all and commas between"
-                    )
-                try:
-                    rows.append(_read_row(f"line {number}", line))
-                except _BadRow as error:
-                    bad.add(f"line {number}", str(error))
-    except OSError as error:
-        raise ConfigurationError(f"--input {path} cannot be read: {error.strerror}") from error
+    rows = list(_read_rows("--input", path, bad))
     by_user: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         by_user[row.user].append(index)
@@ -96,92 +78,127 @@ def read_jsonl(path: Path, *, seed: int) -> PreferenceData:
     return _build(rows, by_user, seed)
 
 
-def _user(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise _BadRow("user_id must be text and not empty, or a whole number")
-    return _unicode(value, "user_id")
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a user preferred.
+
+    Attributes:
+        messages: The prompt.
+        chosen: The completion that the user preferred.
+        rejected: The other one.
+        strength: How strongly it was felt, on the user's own scale; None for a plain choice.
+    """
+
+    messages: Messages
+    chosen: str
+    rejected: str
+    strength: float | None
+
+
+def read_choices(flag: str, path: Path, newest: int) -> dict[str, list[Choice]]:
+    """What users chose, without splits: rows of part `query` are held back and left out, all others are taken.
+
+    Args:
+        flag: Names the file in errors.
+        path: As `read_jsonl` takes it.
+        newest: Of a user with more choices, how many of the last ones are kept.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is one JSON array, or has no rows.
+        InvalidInput: Some rows are bad.
+    """
+    bad = BadRows(path.name)
+    choices: dict[str, deque[Choice]] = {}
+    for row in _read_rows(flag, path, bad):
+        if row.part != QUERY:
+            kept = choices.setdefault(row.user, deque(maxlen=newest))
+            kept.append(Choice(row.messages, row.chosen, row.rejected, row.strength))
+    bad.refuse()
+    if not choices:
+        raise ConfigurationError(f"{flag} {path} has no rows")
+    return {user: list(kept) for user, kept in choices.items()}
+
+
+def _read_rows(flag: str, path: Path, bad: BadRows) -> Iterator[_Row]:
+    """Every good row; `bad` is told of the others."""
+    any_row = False
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if not line.strip():
+                    continue
+                if not any_row and not bad and line.lstrip().startswith(b"["):
+                    raise ConfigurationError(
+                        f"{flag} {path}: this looks like a JSON array; write one object a line, without brackets "
+                        "around all and commas between"
+                    )
+                try:
+                    row = _read_row(f"line {number}", line)
+                except BadRow as error:
+                    bad.add(f"line {number}", str(error))
+                    continue
+                any_row = True
+                yield row
+    except OSError as error:
+        raise ConfigurationError(f"{flag} {path} cannot be read: {error.strerror}") from error
 
 
 def _text(row: dict[str, Any], field: str) -> str:
     value = row[field]
+    if _is_answer(value):
+        value = value[0]["content"]
     if not isinstance(value, str) or not value.strip():
-        raise _BadRow(f"{field} must be text and not empty")
-    return _unicode(value, field)
+        raise BadRow(f"{field} must be text and not empty")
+    return unicode(value, field)
 
 
-def _unicode(value: str, field: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _BadRow(f"{field} holds half of a surrogate pair: write the character itself") from None
-    return value
-
-
-def _messages(prompt: Any) -> Messages:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise _BadRow("prompt must not be empty")
-        return user_prompt(_unicode(prompt, "prompt"))
-    if not isinstance(prompt, list) or not prompt:
-        raise _BadRow("prompt must be text or a list of {role, content} messages, at least one")
-    messages = []
-    for index, message in enumerate(prompt):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise _BadRow(f"prompt[{index}] must have role and content and nothing else")
-        if message["role"] not in _ROLES:
-            raise _BadRow(f"prompt[{index}].role must be one of {', '.join(_ROLES)}")
-        content = message["content"]
-        if not isinstance(content, str) or not content.strip():
-            raise _BadRow(f"prompt[{index}].content must be text and not empty")
-        messages.append((message["role"], _unicode(content, f"prompt[{index}].content")))
-    if messages[-1][0] != "user":
-        raise _BadRow("the last message of prompt must be the user's; the answer goes into chosen and rejected")
-    return tuple(messages)
+def _is_answer(value: Any) -> bool:
+    """Whether this is a completion as conversational data sets have it: a list of one message by the assistant."""
+    return (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and set(value[0]) == {"role", "content"}
+        and value[0]["role"] == "assistant"
+    )
 
 
 def _read_row(place: str, line: bytes) -> _Row:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise _BadRow("not UTF-8: save the file as UTF-8") from None
-    except (ValueError, RecursionError):
-        raise _BadRow("not a JSON object on one line") from None
-    if not isinstance(row, dict):
-        raise _BadRow("not a JSON object on one line")
+    row = json_object(line)
     if missing := [name for name in _REQUIRED if name not in row]:
-        raise _BadRow(f"{', '.join(missing)} missing")
-    if unknown := sum(name not in _FIELDS for name in row):
-        raise _BadRow(f"{unknown} unknown field(s): a row has {', '.join(_FIELDS)}")
+        raise BadRow(f"{', '.join(missing)} missing")
+    if unknown := sum(name not in _FIELDS and name not in _PASSED_OVER for name in row):
+        raise BadRow(f"{unknown} unknown field(s): a row has {', '.join(_FIELDS)}")
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     if chosen == rejected:
-        raise _BadRow("chosen and rejected are equal")
+        raise BadRow("chosen and rejected are equal")
     conversation = row.get("conversation_id")
     if not isinstance(conversation, str | int | None) or isinstance(conversation, bool):
-        raise _BadRow("conversation_id must be text or a whole number")
+        raise BadRow("conversation_id must be text or a whole number")
     split, part = row.get("split"), row.get("part")
     if split not in {"seen", "unseen", None} if isinstance(split, str | None) else True:
-        raise _BadRow("split must be seen or unseen")
+        raise BadRow("split must be seen or unseen")
     if part not in {*_PARTS, None} if isinstance(part, str | None) else True:
-        raise _BadRow("part must be train, support or query")
+        raise BadRow("part must be train, support or query")
     if part is not None:
         implied = "seen" if part == "train" else "unseen"
         if split not in {None, implied}:
-            raise _BadRow(f"part {part} belongs to split {implied}")
+            raise BadRow(f"part {part} belongs to split {implied}")
         split = implied
     strength = row.get("strength")
     if isinstance(strength, bool) or not isinstance(strength, int | float | None):
-        raise _BadRow("strength must be a number")
+        raise BadRow("strength must be a number")
     if strength is not None and not (0 < strength < math.inf and 0 < np.float32(min(strength, 1e300)) < np.inf):
-        raise _BadRow("strength must be above 0 and finite")
+        raise BadRow("strength must be above 0 and finite")
     return _Row(
         place=place,
-        user=_user(row["user_id"]),
-        messages=_messages(row["prompt"]),
+        user=user_of(row["user_id"]),
+        messages=prompt_of(row["prompt"]),
         chosen=chosen,
         rejected=rejected,
-        conversation=None if conversation is None else _unicode(str(conversation), "conversation_id"),
+        conversation=None if conversation is None else unicode(str(conversation), "conversation_id"),
         split=split,
         part=None if part is None else _PARTS[part],
         strength=None if strength is None else float(strength),
