@@ -29,7 +29,7 @@ from service.backbone.protocol import (
     TokenisedText,
     UnrenderableText,
 )
-from service.backbone.tokenizer_files import encode_text
+from service.backbone.tokenizer_files import encode_text, fit_ids, vocabulary_size
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class MiniLMRenderer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.doubled_bos = DoubledBos(None)  # BERT has none
+        self.vocab_size = vocabulary_size(self._tokenizer)
+        self._opening: int | None = self._tokenizer.token_to_id("[CLS]")
         self.max_tokens = min(_POSITIONS, max_tokens or _POSITIONS)
         self.template_id = hashlib.sha256(f"{_SCHEME}\0{self._tokenizer.to_str()}".encode()).hexdigest()[:16]
 
@@ -100,6 +102,10 @@ class MiniLMRenderer:
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As the protocol says."""
         return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+    def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
+        """As the protocol says."""
+        return fit_ids(ids, self.max_tokens, self._opening, truncate=truncate)
 
 
 @dataclass(frozen=True, slots=True)

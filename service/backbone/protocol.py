@@ -58,8 +58,7 @@ class TextTooLong(UnrenderableText):
 
     def __str__(self) -> str:
         return (
-            f"has {self.tokens} tokens where the backbone reads at most {self.limit}; "
-            "shorten it or set truncate to true"
+            f"has {self.tokens} tokens where the backbone reads at most {self.limit}; shorten it, or have it truncated"
         )
 
 
@@ -135,6 +134,10 @@ class Renderer(Protocol):
     def doubled_bos(self) -> DoubledBos:
         """What drops a second BOS from ids that come from elsewhere too."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 to this, exclusive; a device may not survive another one."""
+
     def tokenise(
         self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
     ) -> TokenisedText:
@@ -159,6 +162,15 @@ class Renderer(Protocol):
 
         Raises:
             UnrenderableText: It is not Unicode.
+        """
+
+    def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
+        """Token ids as the backbone may read them: where they are too many, the first ones go, but the end stays.
+
+        What opens every text (BOS, say) stays too.
+
+        Raises:
+            TextTooLong: More than `max_tokens`, and not `truncate`.
         """
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from service.backbone.chat_jinja import compile_chat_template
 from service.backbone.prompt_memo import PromptMemo, Seams
-from service.backbone.protocol import DoubledBos, Message, TextTooLong, TokenisedText, UnrenderableText
-from service.backbone.tokenizer_files import encode_text
+from service.backbone.protocol import DoubledBos, Message, TokenisedText, UnrenderableText
+from service.backbone.tokenizer_files import encode_text, fit_ids, vocabulary_size
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class ChatTemplateRenderer:
         self.doubled_bos = DoubledBos(tokenizer.bos_token_id)
         self._seams = Seams(self._tokenizer)
         self.max_tokens = max_tokens
+        self.vocab_size = vocabulary_size(self._tokenizer)
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
         identity = "\0".join((_SCHEME, _TEMPLATE_DATE, template, special, self._tokenizer.to_str()))
         self.template_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -100,17 +101,16 @@ class ChatTemplateRenderer:
         ids = self.doubled_bos.drop(ids)
         if not ids:
             raise UnrenderableText("is rendered to nothing by this model's chat template")
-        if len(ids) <= self.max_tokens:
-            return TokenisedText(tuple(ids), truncated=False)
-        if not truncate:
-            raise TextTooLong(len(ids), self.max_tokens)
-        start = (ids[0],) if ids[0] == self.doubled_bos.bos else ()
-        return TokenisedText((*start, *ids[len(ids) - self.max_tokens + len(start) :]), truncated=True)
+        return self.fit(ids, truncate=truncate)
 
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As the protocol says."""
         # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
         return self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens))
+
+    def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
+        """As the protocol says."""
+        return fit_ids(ids, self.max_tokens, self.doubled_bos.bos, truncate=truncate)
 
     def _encode(self, text: str) -> list[int]:
         return encode_text(self._tokenizer, text, add_special_tokens=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from service.backbone.protocol import UnrenderableText
+from service.backbone.protocol import TextTooLong, TokenisedText, UnrenderableText
 
 if TYPE_CHECKING:
     import tokenizers
@@ -86,6 +86,26 @@ def encode_text(tokenizer: tokenizers.Tokenizer, text: str, *, add_special_token
     except (TypeError, UnicodeError) as error:
         raise UnrenderableText("is not valid Unicode text (a lone surrogate?)") from error
     return ids
+
+
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the largest token id; added tokens may lie behind a gap."""
+    added = tokenizer.get_added_tokens_decoder()
+    return max(tokenizer.get_vocab_size(with_added_tokens=True), 1 + max(added, default=-1))
+
+
+def fit_ids(ids: list[int], max_tokens: int, opening: int | None, *, truncate: bool) -> TokenisedText:
+    """See `service.backbone.protocol.Renderer.fit`; `opening` is the id that stays at the start where it stands there.
+
+    Raises:
+        TextTooLong: More than `max_tokens`, and not `truncate`.
+    """
+    if len(ids) <= max_tokens:
+        return TokenisedText(tuple(ids), truncated=False)
+    if not truncate:
+        raise TextTooLong(len(ids), max_tokens)
+    start = (ids[0],) if ids[0] == opening else ()
+    return TokenisedText((*start, *ids[len(ids) - max_tokens + len(start) :]), truncated=True)
 
 
 def _json(file: Path | None) -> dict[str, Any]:

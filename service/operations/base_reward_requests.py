@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from service.operations.texts import Text
+from service.operations.texts import AnyText
 from service.store.caches import CachedBaseRewards
 
 
@@ -22,6 +22,7 @@ class BaseRewards:
         keys: The text_key of each.
         truncated: Indices of the texts that were shortened to fit the backbone.
         tokens: Tokens that the engine computed for this request; 0 where everything was cached.
+        lengths: Tokens of each text that was not cached, by its index.
         tokenise_s: Seconds of rendering and tokenising.
         engine_s: Seconds of waiting for the engine.
     """
@@ -32,6 +33,7 @@ class BaseRewards:
     tokens: int
     tokenise_s: float
     engine_s: float
+    lengths: Mapping[int, int]
 
 
 class TokenMeter(Protocol):
@@ -66,7 +68,7 @@ class LookedUp:
 
     tenant_id: str
     scope: str
-    texts: Sequence[Text]
+    texts: Sequence[AnyText]
     truncate: bool
     keys: Sequence[bytes]
     entries: list[CachedBaseRewards | None]

@@ -18,8 +18,9 @@ from service.errors import FieldIssue, InvalidInput, MetarewardError, Overloaded
 from service.observability.metrics import Metrics
 from service.operations.base_reward_requests import BaseRewards, LookedUp, TokenMeter, Usage
 from service.operations.engine import Engine
+from service.operations.rendered import tokenise_rendered
 from service.operations.single_flight import SingleFlight
-from service.operations.texts import Text, TextKeys, token_key
+from service.operations.texts import AnyText, RenderedText, TextKeys, token_key
 from service.store.caches import BaseRewardCache, CachedBaseRewards
 from service.store.shared import SharedBaseRewards, SharedClaims
 
@@ -86,6 +87,11 @@ class BaseRewardReader:
         self._readers = list(readers)
 
     @property
+    def renderer(self) -> Renderer:
+        """How its texts become token ids."""
+        return self._renderer
+
+    @property
     def tells_times(self) -> bool:
         """Whether the caller may learn how long its texts took: in a shared cache that tells what others scored."""
         return self._cache_scope == "tenant"
@@ -105,7 +111,9 @@ class BaseRewardReader:
             timings_ms["total"] = (time.perf_counter() - started) * 1e3
         return timings_ms
 
-    async def read(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool, metered: bool = True) -> BaseRewards:
+    async def read(
+        self, tenant_id: str, texts: Sequence[AnyText], *, truncate: bool, metered: bool = True
+    ) -> BaseRewards:
         """Base rewards of `texts`, from the caches or the engine: `look_up`, then `complete`.
 
         Raises:
@@ -113,7 +121,9 @@ class BaseRewardReader:
         """
         return await self.complete(await self.look_up(tenant_id, texts, truncate=truncate, metered=metered))
 
-    async def look_up(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool, metered: bool = True) -> LookedUp:
+    async def look_up(
+        self, tenant_id: str, texts: Sequence[AnyText], *, truncate: bool, metered: bool = True
+    ) -> LookedUp:
         """What the caches know of `texts`; to be completed soon. The tenant pays for the rest where it is `metered`.
 
         Raises:
@@ -149,6 +159,7 @@ class BaseRewardReader:
         keys, entries, missing = looked_up.keys, looked_up.entries, looked_up.missing
         tokenise_s = engine_s = 0.0
         tokens = 0
+        lengths: dict[int, int] = {}
         if missing:
             # Redis is asked who computes the texts while they are tokenised.
             claims = None if self._shared is None else self._shared.claim([keys[i] for i in missing])
@@ -156,7 +167,8 @@ class BaseRewardReader:
                 with self._metrics.stage("tokenise") as tokenise:
                     texts = [looked_up.texts[i] for i in missing]
                     tokenised = await asyncio.to_thread(self._tokenise, texts, looked_up.truncate)
-                    tokens = sum(len(text.token_ids) for text in tokenised)
+                    lengths = {i: len(text.token_ids) for i, text in zip(missing, tokenised, strict=True)}
+                    tokens = sum(lengths.values())
                     tokenise.attributes = {"texts": len(missing), "tokens": tokens}
                 with self._metrics.stage("engine") as engine:
                     engine.attributes = {"texts": len(missing), "tokens": tokens}
@@ -176,7 +188,14 @@ class BaseRewardReader:
             tokens=tokens,
             tokenise_s=tokenise_s,
             engine_s=engine_s,
+            lengths=lengths,
         )
+
+    async def count_tokens(self, texts: Sequence[AnyText], base: BaseRewards, *, truncate: bool) -> int:
+        """Tokens of `texts`, whose base rewards are `base`; those that were cached are tokenised for it."""
+        cached = [text for i, text in enumerate(texts) if i not in base.lengths]
+        counted = await asyncio.to_thread(self._tokenise, cached, truncate) if cached else []
+        return sum(base.lengths.values()) + sum(len(text.token_ids) for text in counted)
 
     @contextlib.asynccontextmanager
     async def _metered(self, looked_up: LookedUp, tokens: int) -> AsyncIterator[Usage]:
@@ -223,23 +242,29 @@ class BaseRewardReader:
             self._metrics.refusals.labels("queue").inc()
             raise
 
-    def _text_keys(self, scope: str, texts: Sequence[Text]) -> list[bytes]:
+    def _text_keys(self, scope: str, texts: Sequence[AnyText]) -> list[bytes]:
         prompt_keys: dict[int, bytes] = {}
         keys = []
         for text in texts:
+            if isinstance(text, RenderedText):
+                keys.append(self._keys.rendered(scope, text))
+                continue
             prompt_key = prompt_keys.get(id(text.messages))
             if prompt_key is None:
                 prompt_key = prompt_keys[id(text.messages)] = self._keys.prompt(scope, text.messages)
             keys.append(self._keys.text(prompt_key, text.completion))
         return keys
 
-    def _tokenise(self, texts: Sequence[Text], truncate: bool) -> list[TokenisedText]:
+    def _tokenise(self, texts: Sequence[AnyText], truncate: bool) -> list[TokenisedText]:
         tokenised = []
         issues = []
         memos: dict[int, PromptMemo] = {}
         for text in texts:
-            memo = memos.setdefault(id(text.messages), PromptMemo())
             try:
+                if isinstance(text, RenderedText):
+                    tokenised.append(tokenise_rendered(self._renderer, text, truncate=truncate))
+                    continue
+                memo = memos.setdefault(id(text.messages), PromptMemo())
                 tokenised.append(self._renderer.tokenise(text.messages, text.completion, truncate=truncate, memo=memo))
             except UnrenderableText as error:
                 issues.append(FieldIssue(text.field, str(error)))
@@ -304,7 +329,7 @@ class BaseRewardReader:
                     task.cancel()
         return [known for known in found if known is not None]
 
-    async def rows(self, tenant_id: str, texts: Sequence[Text], *, truncate: bool) -> npt.NDArray[np.float64]:
+    async def rows(self, tenant_id: str, texts: Sequence[AnyText], *, truncate: bool) -> npt.NDArray[np.float64]:
         """The engine's whole answers [B, W], for what no cache holds; the caches remember their part of them.
 
         Raises:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +13,12 @@ import numpy.typing as npt
 from service.backbone.protocol import Message, Renderer, UnrenderableText
 from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError
 from service.operations.engine import Engine
+from service.operations.rendered import MAX_ISSUES, check_bytes, token_problem
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import token_key
 
 TokenIds = Sequence[int]
 Flights = SingleFlight[npt.NDArray[np.float64]]
-# Naming every bad id of a large request would cost more than answering it.
-_MAX_ISSUES = 20
 # Each is a future of 1.6 kB, more than the four bytes that asked for it. A REST layer sends 512.
 _MAX_TEXTS = 4096
 
@@ -82,10 +80,10 @@ class Classify:
         checked: list[TokenIds] = []
         issues = []
         for index, text in enumerate(texts):
-            problem = self._problem(text)
+            problem = token_problem(text, vocab_size=self._vocab_size, max_tokens=self._max_tokens)
             if problem is not None:
                 issues.append(FieldIssue(f"{field}[{index}]", problem))
-                if len(issues) == _MAX_ISSUES:
+                if len(issues) == MAX_ISSUES:
                     break
             elif isinstance(text, list):
                 checked.append(self._renderer.doubled_bos.drop(text))
@@ -102,7 +100,7 @@ class Classify:
             As `ids`.
         """
         self._check_number(texts, "input")
-        self._check_bytes((f"input[{index}]", text) for index, text in enumerate(texts))
+        check_bytes(((f"input[{index}]", text) for index, text in enumerate(texts)), self._max_text_bytes)
         self._engine.check_room(len(texts), scope=scope)
         tokenised = await asyncio.to_thread(self._tokenise, texts, add_special_tokens)
         return await self.ids(tokenised, scope=scope, deadline=deadline)
@@ -115,7 +113,7 @@ class Classify:
         Raises:
             As `ids`.
         """
-        self._check_bytes([("messages", "".join(message["content"] for message in messages))])
+        check_bytes([("messages", "".join(message["content"] for message in messages))], self._max_text_bytes)
         self._engine.check_room(1, scope=scope)
         try:
             text = await asyncio.to_thread(
@@ -129,14 +127,6 @@ class Classify:
         if len(texts) > _MAX_TEXTS:
             raise InvalidInput.single(field, f"has {len(texts)} texts, at most {_MAX_TEXTS}; send several requests")
 
-    def _check_bytes(self, texts: Iterable[tuple[str, str]]) -> None:
-        """A tokenizer takes seconds and gigabytes for megabytes, only to find out that they are too many tokens."""
-        most = self._max_text_bytes
-        long = (field for field, text in texts if len(text) * 4 > most and len(text.encode()) > most)
-        issues = [FieldIssue(field, f"has more than {most} bytes; shorten it") for field in islice(long, _MAX_ISSUES)]
-        if issues:
-            raise InvalidInput(issues)
-
     def _tokenise(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         tokenised = []
         issues = []
@@ -146,22 +136,8 @@ class Classify:
             except UnrenderableText as error:
                 issues.append(FieldIssue(f"input[{index}]", str(error)))
         if issues:
-            raise InvalidInput(issues[:_MAX_ISSUES])
+            raise InvalidInput(issues[:MAX_ISSUES])
         return tokenised
-
-    def _problem(self, text: object) -> str | None:
-        """What is wrong with one text. An id beyond the vocabulary would take a CUDA device down, for everybody."""
-        if not isinstance(text, list):
-            return "is no list of token ids; send ids, or strings only"
-        if not text:
-            return "has no tokens; send at least one"
-        if len(text) > self._max_tokens:
-            return f"has {len(text)} tokens where the backbone reads at most {self._max_tokens}; shorten it"
-        if not {int}.issuperset(map(type, text)):  # exact types: true and 1.0 are no ids
-            return "holds something that is no integer; token ids are integers"
-        if min(text) < 0 or max(text) >= self._vocab_size:
-            return f"holds a token id outside 0 to {self._vocab_size - 1}; was it tokenised for another backbone?"
-        return None
 
     async def _compute(self, texts: Sequence[TokenIds], field: str, scope: bytes, deadline: float | None) -> Classified:
         results = await self._outcomes(texts, scope, deadline)
@@ -173,7 +149,7 @@ class Classify:
                 place = f"{field}[{index}]" if field == "input" else field
                 failures.append(f"{place}: {result if isinstance(result, EngineError) else 'was given up'}")
         if failures:
-            raise EngineError("; ".join(failures[:_MAX_ISSUES]))
+            raise EngineError("; ".join(failures[:MAX_ISSUES]))
         return Classified(np.array(results)[:, self._columns], sum(map(len, texts)))
 
     async def _outcomes(

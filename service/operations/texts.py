@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from service.backbone.protocol import Message
 
 __all__ = [
+    "AnyText",
     "GroupKeys",
     "Message",
+    "RenderedText",
     "Text",
     "TextKeys",
     "pair_content_key",
@@ -38,6 +40,24 @@ class Text:
     field: str
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedText:
+    """A prompt and its completion in one, as the sender rendered them.
+
+    Attributes:
+        content: The text, or its token ids: those are checked already (`rendered.token_problem`).
+        field: Where it stands in the request, for errors: ``input[2]``.
+        add_special_tokens: Whether a text gets the tokenizer's own special tokens; means nothing for ids.
+    """
+
+    content: str | tuple[int, ...]
+    field: str
+    add_special_tokens: bool = False
+
+
+AnyText = Text | RenderedText
+
+
 class TextKeys:
     """text_key = HMAC(secret, scope, template id, messages, completion), computed before anything is rendered.
 
@@ -55,6 +75,16 @@ class TextKeys:
             parts.append(message["role"].encode())
             parts.append(message["content"].encode())
         return hmac.digest(self._secret, _framed(parts), "sha256")
+
+    def rendered(self, scope: str, text: RenderedText) -> bytes:
+        """The key of a text that its sender rendered (32 bytes): never that of messages."""
+        if isinstance(text.content, str):
+            form, content = b"text, special tokens" if text.add_special_tokens else b"text", text.content.encode()
+        else:
+            form, content = b"token ids", array("I", text.content).tobytes()
+        # A prompt has an even number of parts, this an odd one.
+        opening = hmac.digest(self._secret, _framed([scope.encode(), self._template, form]), "sha256")
+        return hmac.digest(self._secret, opening + content, "sha256")
 
     def scope(self, scope: str) -> bytes:
         """What an engine is told of a scope (16 bytes, nothing for the one that all share): it learns no names."""
