@@ -20,6 +20,7 @@ _SCORED: Final[dict[str, Any]] = {
     "carried": None,
 }
 _COLD: Final[dict[str, Any]] = {**_SCORED, "user_id": "bob", "user_state": "cold_start", "version": 0}
+_NOBODYS: Final[dict[str, Any]] = {**_SCORED, "user_id": None, "user_state": "population", "version": 0}
 _USER: Final[dict[str, Any]] = {
     "user_id": "ada",
     "version": 1,
@@ -191,7 +192,11 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
         "answers": [],
     },
     "ScoreOneResponse": {**_SCORED, "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
-    "ScoreManyResponse": {"results": [_SCORED, _COLD], "checkpoint_id": _CHECKPOINT_ID, "timings_ms": _TIMINGS_MS},
+    "ScoreManyResponse": {
+        "results": [_SCORED, _COLD, _NOBODYS],
+        "checkpoint_id": _CHECKPOINT_ID,
+        "timings_ms": _TIMINGS_MS,
+    },
     "UserOut": {**_USER, "drift": 0.0, "half_life_days": None},
     "UserPage": {"users": [_USER], "next": None},
     "InfoOut": {

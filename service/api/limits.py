@@ -13,6 +13,7 @@ from service.api.feedback_schemas import EventIn, FeedbackRequest
 from service.api.schemas import MAX_PAIRWISE, USER_ID_PATTERN, USER_ID_RULE, ChatMessage, ScoreItemIn
 from service.api.suggest_schemas import MAX_QUESTIONS, CandidateIn, SuggestRequest
 from service.errors import FieldIssue, InvalidInput
+from service.operations.user_states import NOBODYS_VERSION
 
 _USER_ID = re.compile(USER_ID_PATTERN)
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
@@ -135,7 +136,10 @@ class Limits:
             )
         else:
             for field, item in items:
-                issues += _user_id_issues(item.user_id, f"{field}user_id")
+                if item.user_id is not None:
+                    issues += _user_id_issues(item.user_id, f"{field}user_id")
+                elif item.min_version:
+                    issues.append(FieldIssue(f"{field}min_version", NOBODYS_VERSION))
                 issues += self._candidate_issues(field, item)
         _raise_any(issues)
 

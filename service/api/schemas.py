@@ -67,14 +67,19 @@ Prompt = Annotated[
 ]
 
 
-Completions = Annotated[list[NonBlank], Field(min_length=1, description="Candidate responses to the prompt.")]
+# A policy in training answers nothing now and then, and that has its reward too.
+Completions = Annotated[
+    list[str], Field(min_length=1, description="Candidate responses to the prompt; an empty one is scored as such.")
+]
 MinVersion = Annotated[int, Field(ge=0, le=2**53, description="Least version of the user to score with.")]
 
 
 class ScoreItemIn(Strict):
-    """Completions of one prompt for one user."""
+    """Completions of one prompt for one user, or for nobody in particular."""
 
-    user_id: UserId
+    user_id: UserId | None = Field(
+        None, description="null or left out: nobody in particular, so that the population's reward is given."
+    )
     prompt: Prompt
     completions: Completions
     min_version: MinVersion = 0
@@ -95,7 +100,7 @@ class ScoreOptions(Strict):
 
 
 class ScoreOneRequest(ScoreItemIn, ScoreOptions):
-    """Completions of one prompt, for one user."""
+    """Completions of one prompt, for one user or for nobody in particular."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -122,6 +127,7 @@ class ScoreManyRequest(ScoreOptions):
                     "items": [
                         {"user_id": "ada", "prompt": "Why is the sky blue?", "completions": ["Scattering.", "Magic."]},
                         {"user_id": "bob", "prompt": "Why is the sky blue?", "completions": ["Scattering.", "Magic."]},
+                        {"user_id": None, "prompt": "Why is the sky blue?", "completions": ["Scattering.", ""]},
                     ]
                 }
             ]
@@ -138,13 +144,13 @@ ScoreRequest = Annotated[
 class ScoreResult(BaseModel):
     """Rewards of one item's completions."""
 
-    user_id: str
-    user_state: Literal["adapted", "cold_start", "stale"] = Field(
+    user_id: str | None
+    user_state: Literal["adapted", "cold_start", "stale", "population"] = Field(
         description="`cold_start`: nobody has adapted this user, or this checkpoint sees nothing of what they "
         "said (`carried`: start); the start serves. "
-        "`stale`: the database is away, memory serves."
+        "`stale`: the database is away, memory serves. `population`: nobody was named; the start serves."
     )
-    version: int = Field(description="The user's version; 0 for an unknown user.")
+    version: int = Field(description="The user's version; 0 for an unknown user and for nobody.")
     rewards: list[float] = Field(description="Log-odds: reward(a) - reward(b) is the logit that the user prefers a.")
     reward_std: list[float] | None = Field(description="Posterior standard deviations, where the recipe has them.")
     order: list[int] = Field(description="Indices of the completions from best to worst.")

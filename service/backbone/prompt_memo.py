@@ -52,7 +52,10 @@ class Seams:
             memo: Of one prompt; remembers where it ends.
         """
         if not memo.head or not text.startswith(memo.head):
-            end = text.rfind(completion.strip())
+            completion = completion.strip()
+            if not completion:  # it shows no place at which to cut; a longer one will
+                return encode(text)
+            end = text.rfind(completion)
             cut, seam = max(((text.rfind(seam, 0, max(0, end)), seam) for seam in self._seams), default=(-1, ""))
             if cut <= 0:
                 return encode(text)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from service.backbone.tokenizer_files import FileTokenizer
 
 _SCHEME: Final = "chat-template-1"
+# Of a private use area: no tokenizer, template or text gives it a meaning.
+_PLACEHOLDER: Final = "\ue000"
 # Llama 3 templates print today's date into the system turn. A reward must not change at midnight, nor a cached one
 # differ from a fresh one, so the date is the one that those templates name as their own default: a Friday.
 _TEMPLATE_DATE: Final = "26 Jul 2024"
@@ -91,12 +93,7 @@ class ChatTemplateRenderer:
         self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
     ) -> TokenisedText:
         """As the protocol says; when shortening, tokens go from the start, after BOS, and the end is kept."""
-        try:
-            text = self._render([*messages, {"role": "assistant", "content": completion}])
-        except self._template_error as error:
-            raise UnrenderableText(
-                "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
-            ) from error
+        text = self._answered(messages, completion) if completion.strip() else self._unanswered(messages, completion)
         ids = self._encode(text) if memo is None else self._seams.encode(self._encode, text, completion, memo)
         ids = self.doubled_bos.drop(ids)
         if not ids:
@@ -114,6 +111,36 @@ class ChatTemplateRenderer:
 
     def _encode(self, text: str) -> list[int]:
         return encode_text(self._tokenizer, text, add_special_tokens=False)
+
+    def _answered(self, messages: Sequence[Message], completion: str) -> str:
+        try:
+            return self._render([*messages, {"role": "assistant", "content": completion}])
+        except self._template_error as error:
+            raise UnrenderableText(
+                "is refused by this model's chat template; check the order of roles, and whether it takes a system turn"
+            ) from error
+
+    def _unanswered(self, messages: Sequence[Message], blank: str) -> str:
+        """The text of an answer that says nothing: that of any other one, without what it says.
+
+        Templates may leave out a turn that is empty, or refuse it. Without its header and end the last token would be
+        the prompt's, whose hidden state no reward model was trained to read as an answer's.
+        """
+        placeholder = _PLACEHOLDER
+        while any(placeholder in message["content"] for message in messages):
+            placeholder += _PLACEHOLDER
+        before, _, behind = self._answered(messages, placeholder).rpartition(placeholder)
+        try:
+            text = self._render([*messages, {"role": "assistant", "content": blank}])
+        except self._template_error:
+            text = ""
+        # Templates trim as they like, and a model reads what its template makes of it.
+        if "".join(text.split()) != "".join((before + behind).split()):
+            raise UnrenderableText(
+                "is empty or blank, and this model's chat template leaves such an answer out; give it a reward of your "
+                "own, below those of the others, or send a placeholder such as (no answer)"
+            )
+        return text
 
     def _render(self, conversation: list[Message]) -> str:
         return self._template.render(

@@ -118,8 +118,10 @@ BAD_ADAPTS: dict[str, tuple[Any, list[str]]] = {
 
 BAD_SCORES: dict[str, tuple[Any, list[str]]] = {
     "no completions": ({**SCORE, "completions": []}, ["completions"]),
-    "blank completion": ({**SCORE, "completions": ["a", " "]}, ["completions[1]"]),
-    "no user": ({k: v for k, v in SCORE.items() if k != "user_id"}, ["user_id"]),
+    "null completion": ({**SCORE, "completions": ["a", None]}, ["completions[1]"]),
+    "empty user": ({**SCORE, "user_id": ""}, ["user_id"]),
+    "numeric user": ({**SCORE, "user_id": 7}, ["user_id"]),
+    "a version of nobody": ({**SCORE, "user_id": None, "min_version": 1}, ["min_version"]),
     "emoji user": ({**SCORE, "user_id": "ada🎉"}, ["user_id"]),
     "slash user": ({**SCORE, "user_id": "a/b"}, ["user_id"]),
     "newline user": ({**SCORE, "user_id": "ada\n"}, ["user_id"]),
@@ -131,7 +133,7 @@ BAD_SCORES: dict[str, tuple[Any, list[str]]] = {
     "no items": ({"items": []}, ["items"]),
     "items beside a user": ({"items": [SCORE], "user_id": "ada"}, ["user_id"]),
     "bad items": (
-        {"items": [SCORE, {**SCORE, "prompt": ""}, {**SCORE, "completions": [""]}]},
+        {"items": [SCORE, {**SCORE, "prompt": ""}, {**SCORE, "completions": [7]}]},
         ["items[1].prompt", "items[2].completions[0]"],
     ),
     "pairwise is a word": ({**SCORE, "return_pairwise": "please"}, ["return_pairwise"]),
@@ -144,6 +146,10 @@ BAD_SCORES: dict[str, tuple[Any, list[str]]] = {
         ["return_pairwise"],
     ),
     "bad ids in items": ({"items": [SCORE, {**SCORE, "user_id": "a b"}]}, ["items[1].user_id"]),
+    "a version of nobody in items": (
+        {"items": [SCORE, {"prompt": "Why?", "completions": ["a"], "min_version": 2}]},
+        ["items[1].min_version"],
+    ),
 }
 
 

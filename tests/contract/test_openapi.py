@@ -112,6 +112,8 @@ def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str
         ("/score", "post", "/score", {"items": [score]}),
         ("/score", "post", "/score", {"items": [score, score], "return_pairwise": True}),
         ("/score", "post", "/score", {**score, "min_version": 99}),
+        ("/score", "post", "/score", {**score, "user_id": None, "completions": [""]}),
+        ("/score", "post", "/score", {**score, "user_id": None, "min_version": 1}),
         ("/score", "post", "/score", {}),
         ("/users", "get", "/users", None),
         ("/users", "get", "/users?limit=1", None),

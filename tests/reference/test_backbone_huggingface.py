@@ -39,6 +39,8 @@ TEXTS = [
     ([{"role": "user", "content": "日本語で、naïve café\u0301 と言って 🌅\u200d"}], "«ナイーブ» — Ωραία, مرحبا 👩‍👩‍👧"),
     ([{"role": "user", "content": "The text ends as its own turn ends."}], "So be it.<|im_end|>"),
     ([{"role": "user", "content": "count " * 40}], "one two three " * 20),
+    (HISTORY, ""),
+    (HISTORY, "\n \n"),
 ]
 
 
@@ -103,7 +105,7 @@ def test_batched_equals_alone_for_mixed_lengths(backbone):
 
 
 def test_padding_to_the_longest_changes_nothing(directory, backbone, monkeypatch):
-    ids = [text[:length] for text, length in zip(token_ids(backbone), (3, 40, 1, 17, 25, 60), strict=True)]
+    ids = [text[:length] for text, length in zip(token_ids(backbone, TEXTS[:6]), (3, 40, 1, 17, 25, 60), strict=True)]
     alone = torch.cat([backbone.forward([text]) for text in ids])
     monkeypatch.setattr("service.backbone.executors.transformer._MAX_PADDING", 1.0)
     padded = load_backbone(str(directory), device="cpu", dtype="float32", options=ExecutorOptions(executor="padded"))

@@ -29,6 +29,8 @@ TEXTS = [
     (user("Yes?"), "y"),
     (user("naïve café — 東京 🌅\u200d\u0301"), "\u0301 combining first, then \x00\ufffd"),
     (user(LONG), "short"),
+    (user("Yes?"), ""),
+    (user(LONG), " \n"),
 ]
 
 

@@ -147,6 +147,45 @@ def test_what_the_template_refuses_is_the_callers_error_and_is_not_echoed(load):
         ChatTemplateRenderer(load(), 4096, "test").tokenise(PROMPT, "\udcff", truncate=False)
 
 
+# As published templates treat an answer that says nothing: kept, trimmed, before an end that only the last turn has.
+KEEPING = [
+    None,
+    SKYWORK_LIKE,
+    BARE,
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% if loop.last %}<|im_end|>{% endif %}\n"
+    "{% endfor %}",
+]
+# And left out, left without its header, refused.
+LOSING = [
+    "{% for m in messages %}{% if m['content'] %}<|im_start|>{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m['content'] | trim %}<|im_start|>{{ m['content'] }}{% endif %}\n{% endfor %}",
+    "{% for m in messages %}{{ m['content'] or raise_exception('nothing is said') }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", KEEPING)
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_an_empty_answer_is_rendered_as_the_template_renders_any(load, template, blank):
+    tokenizer = load(template, bos_token=BOS)
+    renderer = ChatTemplateRenderer(tokenizer, 4096, "test")
+    prompt = [{"role": "user", "content": "What does \ue000 stand for?"}]
+    conversation = [*prompt, {"role": "assistant", "content": blank}]
+    expected = tokenizer.apply_chat_template(conversation, tokenize=False)
+    memo = PromptMemo()
+    for completion in (blank, "Nothing.", blank):  # before and behind one that shows where the prompt ends
+        ids = renderer.tokenise(prompt, completion, truncate=False, memo=memo).token_ids
+        assert completion != blank or list(ids) == tokenizer(expected, add_special_tokens=False).input_ids
+        assert ids == renderer.tokenise(prompt, completion, truncate=False).token_ids
+
+
+@pytest.mark.parametrize("template", LOSING)
+def test_an_empty_answer_that_the_template_drops_is_refused_and_others_are_not(load, template):
+    renderer = ChatTemplateRenderer(load(template, bos_token=BOS), 4096, "test")
+    assert renderer.tokenise(PROMPT, "Water.", truncate=False)
+    with pytest.raises(UnrenderableText, match=r"is empty or blank, .* reward of your own"):
+        renderer.tokenise(PROMPT, "", truncate=False)
+
+
 def test_template_id_names_template_and_tokenizer_and_nothing_else(load):
     def identity(tokenizer, limit=4096):
         return ChatTemplateRenderer(tokenizer, limit, "test").template_id

@@ -28,7 +28,8 @@ async def score(request: Request, body: ScoreRequest) -> Response:
     """Reward the completions of a prompt as one user would; or many users and prompts with `items`.
 
     The user's weights are those of their last adaptation; an unknown user gets the meta-learned start and the answer
-    says `cold_start`.
+    says `cold_start`. Without a user the population is asked, and the answer says `population`: the start again, and
+    no user is looked up.
     """
     runtime = runtime_of(request)
     items: list[tuple[str, ScoreItemIn]]
