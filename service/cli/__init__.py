@@ -15,7 +15,9 @@ from service.cli.embed import embed
 from service.cli.evaluate import evaluate
 from service.cli.experiment import experiment
 from service.cli.keys import app as keys_app
+from service.cli.pairs import pairs
 from service.cli.readapt import readapt
+from service.cli.score import score
 from service.cli.selfcheck import selfcheck
 from service.cli.serve import serve
 from service.cli.simulate import simulate
@@ -34,6 +36,8 @@ app.command()(serve)
 app.command()(worker)
 app.command()(doctor)
 app.command()(selfcheck)
+app.command()(score)
+app.command()(pairs)
 app.command()(simulate)
 app.command()(embed)
 app.command()(train)

@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from service.datasets.bad_rows import BadRows
 from service.errors import ConfigurationError
@@ -49,14 +49,14 @@ def read_json_rows(file: Path, bad: BadRows, read: Callable[[dict[str, Any]], Ro
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def json_object(line: bytes) -> dict[str, Any]:
-    """The JSON object that a line is.
+def json_object(line: bytes, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object that a line is; `strict` also refuses what Python writes and JSON does not know: NaN, Infinity.
 
     Raises:
         BadRow: It is none.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_number if strict else None)
     except UnicodeDecodeError:
         raise BadRow("not UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError):
@@ -64,6 +64,10 @@ def json_object(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow("not a JSON object on one line")
     return row
+
+
+def _no_number(_: str) -> NoReturn:
+    raise BadRow("NaN and Infinity are no JSON: write null")
 
 
 def required(row: Mapping[str, Any], name: str, where: str = "") -> Any:
