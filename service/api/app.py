@@ -15,7 +15,19 @@ from service.api.errors import install_error_handlers
 from service.api.gate import Gate
 from service.api.limits import Limits
 from service.api.openapi import DESCRIPTION, install_openapi
-from service.api.routes import adapt, admin, evidence, feedback, history, score, status, suggest, users
+from service.api.routes import (
+    adapt,
+    admin,
+    evidence,
+    feedback,
+    history,
+    openrlhf,
+    score,
+    status,
+    suggest,
+    users,
+    vllm,
+)
 from service.observability.event_loop import measure_lag
 from service.observability.requests import RequestObserver
 from service.observability.tracing import open_tracing
@@ -73,7 +85,10 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     app.state.limits = Limits(settings.max_pairs, settings.max_completions, settings.max_text_bytes)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     # Whatever follows `/users/{user_id:path}/` must be tried before `/users/{user_id:path}`.
-    routers = [module.router for module in (score, adapt, feedback, suggest, history, evidence, users, status, admin)]
+    routers = [
+        module.router
+        for module in (score, vllm, openrlhf, adapt, feedback, suggest, history, evidence, users, status, admin)
+    ]
     for router in routers:
         app.include_router(router)
     install_error_handlers(app)

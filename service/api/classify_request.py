@@ -1,10 +1,10 @@
-"""The body of vLLM's `POST /classify`, as far as a reward model's worker answers it."""
+"""The body of vLLM's `POST /classify`, as far as a worker and the REST layer answer it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from service.errors import InvalidInput, NotFound
 from service.operations.texts import Message
 
 MAX_SALT_LENGTH: Final = 1024  # vLLM's
+ALL_THAT_FITS: Final = -1
+"""vLLM's `truncate_prompt_tokens` for: as many tokens as the model reads."""
 _SCOPE_BYTES: Final = 16
 _ROLES: Final = ("system", "user", "assistant")
 
@@ -28,7 +30,9 @@ class ClassifyRequest:
         messages: One conversation; the last message is the completion.
         add_special_tokens: Whether `texts` get the tokenizer's own special tokens; vLLM's default.
         scope: Whose texts they are, as `cache_salt` says: nothing is shared with texts of another. That is all it does.
-        model: Which of the worker's models is to answer.
+        model: Which model is to answer, as it was sent.
+        user: OpenAI's field for whom the request is made.
+        truncate: Whether a text that is too long is shortened.
     """
 
     ids: Sequence[object] = ()
@@ -36,7 +40,9 @@ class ClassifyRequest:
     messages: Sequence[Message] = field(default_factory=tuple)
     add_special_tokens: bool = True
     scope: bytes = b""
-    model: str = ""
+    model: str | None = None
+    user: str | None = None
+    truncate: bool = False
 
 
 def parse_classify(body: bytes, models: Iterable[str]) -> ClassifyRequest:
@@ -48,31 +54,56 @@ def parse_classify(body: bytes, models: Iterable[str]) -> ClassifyRequest:
         InvalidInput: It is no JSON object, or a field is not what it must be.
         NotFound: It asks for another model than those.
     """
+    request = json_object(body)
+    wanted = _text_or_none(request, "model")
+    served = list(models)
+    if wanted is not None and wanted not in served:
+        raise NotFound("this worker serves another model; GET /v1/models names it")
+    asked = read_classify(request)
+    if asked.truncate:
+        raise InvalidInput.single("truncate_prompt_tokens", "is not supported; send what is to be read")
+    return replace(asked, model=served[0] if wanted is None else wanted)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body that must be a JSON object.
+
+    Raises:
+        InvalidInput: It is none.
+    """
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidInput.single("body", "is not valid JSON in UTF-8") from None
     if not isinstance(request, dict):
         raise InvalidInput.single("body", "is no JSON object")
-    wanted = request.get("model")
-    if wanted is not None and not isinstance(wanted, str):
-        raise InvalidInput.single("model", "is no string")
-    served = list(models)
-    if wanted is not None and wanted not in served:
-        raise NotFound("this worker serves another model; GET /v1/models names it")
-    model = served[0] if wanted is None else wanted
+    return request
+
+
+def read_classify(request: Mapping[str, Any]) -> ClassifyRequest:
+    """Read the fields of a request; those that vLLM has and that change nothing here are left alone, as vLLM does.
+
+    Raises:
+        InvalidInput: A field is not what it must be.
+    """
+    model, user = _text_or_none(request, "model"), _text_or_none(request, "user")
     if request.get("use_activation") not in (None, False):
         raise InvalidInput.single(
-            "use_activation", "must be false: the answers are base rewards, and a softmax over them has no meaning"
+            "use_activation", "must be false: the answers are rewards, and a softmax over them has no meaning"
         )
-    if request.get("truncate_prompt_tokens") is not None:
-        raise InvalidInput.single("truncate_prompt_tokens", "is not supported; send what is to be read")
+    truncate = request.get("truncate_prompt_tokens")
+    if truncate is not None and (type(truncate) is not int or truncate != ALL_THAT_FITS):
+        raise InvalidInput.single(
+            "truncate_prompt_tokens", f"is not supported, but for {ALL_THAT_FITS} where users are; leave it out"
+        )
     if ("input" in request) == ("messages" in request):
         raise InvalidInput.single("input", "give either input or messages")
-    scope = _scope(request.get("cache_salt"))
     if "messages" in request:
-        return ClassifyRequest(messages=_messages(request["messages"]), scope=scope, model=model)
-    return replace(_input(request["input"], request.get("add_special_tokens", True)), scope=scope, model=model)
+        asked = ClassifyRequest(messages=_messages(request["messages"]))
+    else:
+        asked = _input(request["input"], request.get("add_special_tokens", True))
+    scope = _scope(request.get("cache_salt"))
+    return replace(asked, scope=scope, model=model, user=user, truncate=truncate is not None)
 
 
 def parse_timeout(header: bytes | None) -> float:
@@ -86,6 +117,13 @@ def parse_timeout(header: bytes | None) -> float:
     if not header.isdigit() or len(header) > 9 or int(header) == 0:
         raise InvalidInput.single("x-timeout-ms", "must be a whole number of milliseconds, at least 1")
     return int(header) / 1000
+
+
+def _text_or_none(request: Mapping[str, Any], field: str) -> str | None:
+    value = request.get(field)
+    if value is not None and not isinstance(value, str):
+        raise InvalidInput.single(field, "is no string")
+    return value
 
 
 def _scope(salt: Any) -> bytes:

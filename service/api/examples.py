@@ -197,6 +197,33 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
         "checkpoint_id": _CHECKPOINT_ID,
         "timings_ms": _TIMINGS_MS,
     },
+    "ClassifyAnswer": {
+        "id": "classify-9f86d081884c7d65",
+        "object": "list",
+        "created": 1767323045,
+        "model": "demo@ada",
+        "data": [{"index": 0, "label": "LABEL_0", "probs": [3.277], "num_classes": 1}],
+        "usage": {"prompt_tokens": 17, "total_tokens": 17, "completion_tokens": 0},
+    },
+    "RewardModelsOut": {
+        "object": "list",
+        "data": [
+            {
+                "id": "demo",
+                "object": "model",
+                "created": 1767323045,
+                "owned_by": "metareward",
+                "root": "minilm",
+                "parent": None,
+                "max_model_len": 512,
+            }
+        ],
+    },
+    "GetRewardResponse": {
+        "rewards": [3.277, 0.412],
+        "scores": [0.964, 0.602],
+        "extra_logs": {"cold_start": [0.0, 1.0], "truncated": [0.0, 0.0], "reward_std": [1.988, 2.417]},
+    },
     "UserOut": {**_USER, "drift": 0.0, "half_life_days": None},
     "UserPage": {"users": [_USER], "next": None},
     "InfoOut": {

@@ -143,6 +143,16 @@ class Limits:
                 issues += self._candidate_issues(field, item)
         _raise_any(issues)
 
+    def check_texts(self, field: str, number: int) -> None:
+        """Refuse a request of too many texts that stand by themselves.
+
+        Raises:
+            InvalidInput: On `field`.
+        """
+        if number > self.max_completions:
+            message = f"has {number} texts, at most {self.max_completions}; send several requests"
+            raise InvalidInput.single(field, message)
+
     def _candidate_issues(self, prefix: str, item: ScoreItemIn | CandidateIn) -> Iterator[FieldIssue]:
         yield from self._prompt_issues(item.prompt, f"{prefix}prompt")
         for i, completion in enumerate(item.completions):
@@ -169,13 +179,13 @@ def check_change(user_id: str, idempotency_key: str | None) -> None:
     _raise_any(list(_change_issues(user_id, idempotency_key)))
 
 
-def check_user_id(user_id: str) -> None:
+def check_user_id(user_id: str, field: str = "user_id") -> None:
     """Refuse an id that no user can have.
 
     Raises:
-        InvalidInput: The rule, on the field `user_id`.
+        InvalidInput: The rule, on `field`.
     """
-    _raise_any(list(_user_id_issues(user_id, "user_id")))
+    _raise_any(list(_user_id_issues(user_id, field)))
 
 
 def is_user_id(text: str) -> bool:

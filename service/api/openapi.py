@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from service.api.auth import ROLE_FIELD, SCHEME
+from service.api.error_dialects import QUOTA_IS_503
 from service.api.errors import documented
 from service.api.examples import ANSWERS
 from service.api.schemas import Problem
@@ -24,6 +27,10 @@ Every tenant sees its own users and nothing of others'. A server that listens on
 everybody is the tenant `default`.
 """
 
+_REF = "#/components/schemas/{model}"
+# Models that FastAPI does not see, by name.
+_DESCRIBED: dict[str, type[BaseModel]] = {}
+
 _KEYS = """
 An API key, as `metareward keys create` prints it, once. Its role says how far it reaches, each as far as those before:
 
@@ -31,6 +38,14 @@ An API key, as `metareward keys create` prints it, once. Its role says how far i
 - `adapt`: also adapt users, and list, read, undo, export and erase what is stored of them;
 - `admin`: also whatever concerns the server itself.
 """
+
+
+def described_body(*models: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its body by itself: it is one of `models`."""
+    options = [{"$ref": _REF.format(model=model.__name__)} for model in models]
+    schema = options[0] if len(options) == 1 else {"oneOf": options}
+    _DESCRIBED.update({model.__name__: model for model in models})
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -43,30 +58,30 @@ def install_openapi(app: FastAPI) -> None:
             schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(problem.pop("$defs"))
-            schemas[Problem.__name__] = problem
+            models: list[type[BaseModel]] = [Problem, *_DESCRIBED.values()]
+            _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+            schemas.update(definitions["$defs"])
             for name, example in ANSWERS.items():
                 schemas[name]["examples"] = [example]
             document["components"]["securitySchemes"] = {
                 SCHEME: {"type": "http", "scheme": "bearer", "description": _KEYS.strip()}
             }
-            for operations in document["paths"].values():
+            for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    _describe_access(operation)
+                    _describe_access(path, operation)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _describe_access(operation: dict[str, Any]) -> None:
+def _describe_access(path: str, operation: dict[str, Any]) -> None:
     """What the door may answer, on every route behind it."""
     role = operation.get(ROLE_FIELD)
     if role is None:
         return
     operation["description"] += f"\n\nNeeds a key of the role `{role}`{' or higher' if role != 'admin' else ''}."
-    answers = documented(401, 403, 429, 503)
+    answers = documented(401, 403, 503) if path in QUOTA_IS_503 else documented(401, 403, 429, 503)
     operation["responses"] = dict(
         sorted((operation["responses"] | {str(status): answer for status, answer in answers.items()}).items())
     )

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from service.api.classify_answer import classify_answer
 from service.api.classify_request import parse_classify, parse_timeout
 from service.api.departure import Departure
 from service.api.error_dialects import ERROR_TYPES, OVERLOADED
@@ -209,7 +210,7 @@ class WorkerApp:
     async def _classify(self, body: bytes, deadline: float) -> dict[str, Any]:
         runtime = self._runtime
         request = parse_classify(body, runtime.classify)
-        classify, scope = runtime.classify[request.model], request.scope
+        classify, scope = runtime.classify[str(request.model)], request.scope
         try:
             if request.messages:
                 done = await classify.messages(request.messages, scope=scope, deadline=deadline)
@@ -222,19 +223,7 @@ class WorkerApp:
             if time.monotonic() < deadline:
                 raise
             raise TimeoutError from None  # the engine was as quick to notice; nothing is wrong with it
-        largest_B = done.rewards_BK.argmax(axis=1).tolist()
-        rows = [
-            {"index": index, "label": f"LABEL_{largest}", "probs": row_K, "num_classes": len(row_K)}
-            for index, (row_K, largest) in enumerate(zip(done.rewards_BK.tolist(), largest_B, strict=True))
-        ]
-        return {
-            "id": f"classify-{secrets.token_hex(8)}",
-            "object": "list",
-            "created": int(time.time()),
-            "model": request.model,
-            "data": rows,
-            "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens, "completion_tokens": 0},
-        }
+        return classify_answer(str(request.model), done.rewards_BK, done.tokens)
 
     async def _self_check(self, body: bytes) -> dict[str, Any]:
         try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service import __version__
-from service.api.classify_request import MAX_SALT_LENGTH
 from service.api.examples import SELF_CHECK
 from service.api.schemas import ErrorDetail, SelfCheckOut, SelfCheckRequest
+from service.api.vllm_schemas import ClassifyAnswer, ClassifyConversation, ClassifyTexts
 
 _REF: Final = "#/components/schemas/"
 _SCHEME: Final = "engineKey"
@@ -42,78 +42,8 @@ _STATUSES: Final = {
     503: "Too much to do (`OverloadedError`: nothing was computed), or about to end (`ServiceUnavailableError`)",
     504: "Not done in time",
 }
-_SALT: Final = (
-    "Whose texts they are: texts with different salts share neither computation nor a cache, so that nobody learns "
-    "from an answer's time what others sent. It has no other effect."
-)
 _TIMEOUT: Final = "Milliseconds after which nobody waits for the answer: what has not begun by then is not begun."
 _TEMPORARY: Final = (503, 504)
-
-
-class ClassifyTexts(BaseModel):
-    """Texts, each as token ids or as rendered by the client."""
-
-    model: str | None = Field(None, description="As /v1/models names it; any other is refused.", examples=[None])
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field(description="A text, token ids, or a list of one of these. An id lies within the backbone's vocabulary.")
-    add_special_tokens: bool = Field(
-        True,
-        description="Whether texts (not ids) get the tokenizer's special tokens; a BOS that is there is not doubled.",
-    )
-    use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
-    truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")
-    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LENGTH, description=_SALT, examples=[None])
-
-
-class ConversationMessage(BaseModel):
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class ClassifyConversation(BaseModel):
-    """One conversation, rendered by the backbone's own template."""
-
-    model: str | None = Field(None, description="As /v1/models names it; any other is refused.", examples=[None])
-    messages: list[ConversationMessage] = Field(
-        min_length=2, description="The prompt, and as the last one the assistant's completion."
-    )
-    use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
-    truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")
-    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LENGTH, description=_SALT, examples=[None])
-
-
-class ClassifiedText(BaseModel):
-    """The answer for one text."""
-
-    index: int = Field(ge=0, description="Its place in the request.")
-    label: str = Field(description="The largest base reward, as vLLM names it.")
-    probs: list[float] = Field(description="K base rewards without biases, unrounded.")
-    num_classes: int = Field(ge=1, description="K.")
-
-
-class Usage(BaseModel):
-    """What the texts had together."""
-
-    prompt_tokens: int = Field(ge=0)
-    total_tokens: int = Field(ge=0)
-    completion_tokens: Literal[0]
-
-
-class ClassifyAnswer(BaseModel):
-    """One entry a text, in order."""
-
-    id: str
-    object: Literal["list"]
-    created: int = Field(description="Seconds since 1970.")
-    model: str
-    data: list[ClassifiedText]
-    usage: Usage
 
 
 class ServedModel(BaseModel):

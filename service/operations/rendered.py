@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -36,6 +36,34 @@ def token_problem(text: object, *, vocab_size: int, max_tokens: int | None = Non
     if min(text) < 0 or max(text) >= vocab_size:
         return f"holds a token id outside 0 to {vocab_size - 1}; was it tokenised for another backbone?"
     return None
+
+
+def checked_ids(texts: Sequence[object], renderer: Renderer, field: str, *, truncate: bool) -> list[RenderedText]:
+    """Texts that come as token ids, as a client sent them.
+
+    Args:
+        texts: What should be a list of ids each.
+        renderer: Of the backbone that is to read them.
+        field: Where they stand in the request.
+        truncate: Whether they may have too many.
+
+    Raises:
+        InvalidInput: They are no token ids of this backbone; the first of them, by their fields.
+    """
+    longest = None if truncate else renderer.max_tokens
+    checked = []
+    issues = []
+    for index, ids in enumerate(texts):
+        problem = token_problem(ids, vocab_size=renderer.vocab_size, max_tokens=longest)
+        if problem is not None:
+            issues.append(FieldIssue(f"{field}[{index}]", problem))
+            if len(issues) == MAX_ISSUES:
+                break
+        elif isinstance(ids, list):
+            checked.append(RenderedText(tuple(ids), f"{field}[{index}]"))
+    if issues:
+        raise InvalidInput(issues)
+    return checked
 
 
 def check_bytes(texts: Iterable[tuple[str, str]], most: int) -> None:

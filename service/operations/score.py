@@ -42,6 +42,7 @@ class ScoreItem:
         completions: At least one.
         min_version: The least version of the user to score with.
         field: Path of this item in the request, with a trailing dot, or empty.
+        list_name: What the request calls the completions.
     """
 
     user_id: str | None
@@ -49,6 +50,7 @@ class ScoreItem:
     completions: Sequence[str]
     min_version: int = 0
     field: str = ""
+    list_name: str = "completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,15 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class ScoreAnswer:
-    """Answers in the order of the items, the checkpoint that made them, and milliseconds by stage."""
+    """Answers in the order of the items, the checkpoint that made them, and milliseconds by stage.
+
+    `computed_tokens` are those of the texts that no cache knew; 0 where the caller may not learn that.
+    """
 
     results: list[Scored]
     checkpoint_id: str
     timings_ms: Mapping[str, float]
+    computed_tokens: int
 
 
 class Score:
@@ -102,8 +108,11 @@ class Score:
         truncate: bool,
         return_base_rewards: bool,
         return_pairwise: bool = False,
+        served: ServedCheckpoint | None = None,
     ) -> ScoreAnswer:
         """Score every item; all are answered or the request fails whole.
+
+        With `served` that checkpoint answers, else the active one.
 
         Raises:
             InvalidInput: Texts that cannot be scored, each by its field.
@@ -111,9 +120,9 @@ class Score:
             Overloaded, Unavailable, EngineError: See `service/errors.py`.
         """
         started = time.perf_counter()
-        served = self._serving.active
+        served = served or self._serving.active
         texts = [
-            Text(item.messages, completion, f"{item.field}completions[{i}]")
+            Text(item.messages, completion, f"{item.field}{item.list_name}[{i}]")
             for item in items
             for i, completion in enumerate(item.completions)
         ]
@@ -134,23 +143,16 @@ class Score:
             offset = end
             self._users_scored[user.standing].inc()
         self._metrics.completions.inc(len(texts))
-        if self._shadow is not None:
+        if self._shadow is not None and served is self._serving.active:
             self._shadow.offer(served, tenant_id, items, [scored.rewards for scored in results], truncate=truncate)
         timings_ms = served.base_rewards.timings_ms(base, user_stage.seconds, started)
-        return ScoreAnswer(results, served.checkpoint_id, timings_ms)
+        computed_tokens = base.tokens if served.base_rewards.tells_times else 0
+        return ScoreAnswer(results, served.checkpoint_id, timings_ms, computed_tokens)
 
 
 async def _resolve(served: ServedCheckpoint, tenant_id: str, items: Sequence[ScoreItem]) -> list[ResolvedUser]:
     """The user of each item; different users are looked up side by side."""
-    wanted = list(dict.fromkeys((item.user_id, item.min_version) for item in items))
-    answers: list[ResolvedUser | BaseException] = []
-    for begin in range(0, len(wanted), _LOOKUPS_AT_ONCE):
-        lookups = [served.users.resolve(tenant_id, *key) for key in wanted[begin : begin + _LOOKUPS_AT_ONCE]]
-        # Tasks cost more than a user who is in memory, and one user is the usual case.
-        answers += (
-            await asyncio.gather(*lookups, return_exceptions=True) if len(lookups) > 1 else [await _outcome(lookups[0])]
-        )
-    found = dict(zip(wanted, answers, strict=True))
+    found = await resolve_users(served, tenant_id, [(item.user_id, item.min_version) for item in items])
     resolved: list[ResolvedUser] = []
     behind: list[FieldIssue] = []
     for item in items:
@@ -166,6 +168,21 @@ async def _resolve(served: ServedCheckpoint, tenant_id: str, items: Sequence[Sco
         many = f"{len(behind)} items ask for later versions of their users than there are"
         raise Conflict(one if len(behind) == 1 else many, behind)
     return resolved
+
+
+async def resolve_users(
+    served: ServedCheckpoint, tenant_id: str, asked: Sequence[tuple[str | None, int]]
+) -> dict[tuple[str | None, int], ResolvedUser | BaseException]:
+    """What becomes of looking up users, each at a version at least; different ones are looked up side by side."""
+    wanted = list(dict.fromkeys(asked))
+    answers: list[ResolvedUser | BaseException] = []
+    for begin in range(0, len(wanted), _LOOKUPS_AT_ONCE):
+        lookups = [served.users.resolve(tenant_id, *key) for key in wanted[begin : begin + _LOOKUPS_AT_ONCE]]
+        # Tasks cost more than a user who is in memory, and one user is the usual case.
+        answers += (
+            await asyncio.gather(*lookups, return_exceptions=True) if len(lookups) > 1 else [await _outcome(lookups[0])]
+        )
+    return dict(zip(wanted, answers, strict=True))
 
 
 async def _outcome(lookup: Awaitable[ResolvedUser]) -> ResolvedUser | Conflict:

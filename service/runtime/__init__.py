@@ -30,6 +30,7 @@ from service.operations.shadow import Shadow
 from service.operations.solving import Solver
 from service.operations.suggest import Suggest
 from service.operations.telling import Telling
+from service.operations.text_rewards import TextRewards
 from service.operations.texts import GroupKeys, Text
 from service.operations.turns import Turns
 from service.operations.users import Users
@@ -68,6 +69,7 @@ class Runtime:
     feedback: Feedback
     score: Score
     suggest: Suggest
+    text_rewards: TextRewards
     users: Users
     serving: Serving
     checkpoints: Checkpoints
@@ -215,6 +217,7 @@ def build_runtime(settings: Settings, metrics: Metrics) -> Runtime:
         feedback=Feedback(telling=telling, noise=feedback_noise(settings), metrics=metrics),
         score=Score(serving=serving, metrics=metrics, shadow=shadow),
         suggest=Suggest(serving=serving, repository=repository, executor=executor, metrics=metrics),
+        text_rewards=TextRewards(metrics=metrics),
         users=Users(repository=repository, executor=executor, serving=serving, turns=turns, solver=solver),
         serving=serving,
         checkpoints=serving_checkpoints,

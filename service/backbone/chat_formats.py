@@ -1,0 +1,197 @@
+"""Texts that another model's chat template rendered, read back into the messages that they were.
+
+A policy in training shows its reward server what its own tokenizer made of a conversation. A backbone of another
+family has never seen such a text, so the messages are found again, and rendered in the template that it was trained
+with. Most formats announce every turn by a header that names its role; what ends a turn is a token of its own.
+
+What a template folded together cannot be parted again: Gemma's and older Mistral templates put a system message into
+a user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.backbone.protocol import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation; `completion` is its last turn, without what ends a turn."""
+
+    messages: Sequence[Message]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How templates of a family write a conversation.
+
+    Attributes:
+        name: The family.
+        header: What begins a turn; its first group that matched names the role, in the words of `_ROLES`.
+        ends: What ends a turn, and what ends a text.
+        trims: Whether its templates take blanks from both sides of what is said, or add some.
+        preamble: Whether the system message stands before the first header, without one of its own.
+    """
+
+    name: str
+    header: re.Pattern[str]
+    ends: tuple[str, ...]
+    trims: bool = False
+    preamble: bool = False
+
+    def opens(self, text: str) -> bool:
+        """Whether a text is in this format."""
+        return (self.header.search(text) if self.preamble else self.header.match(text, _begin(text))) is not None
+
+    def read(self, query: str, prompt: str | None) -> Chat | None:
+        """The conversation of `query`, which begins with `prompt` or with its end; None where no answer is in it."""
+        headers = list(self.header.finditer(query))
+        answers = [i for i, header in enumerate(headers) if _role(header) == "assistant"]
+        if prompt is not None and query.startswith(prompt):
+            # Whatever the completion holds that looks like a turn is part of it.
+            asked = [i for i, header in enumerate(headers) if header.start() < len(prompt)]
+            ahead = len(asked) < len(headers) and not query[len(prompt) : headers[len(asked)].start()].strip()
+            last = asked[-1] if asked else -1
+            if last not in answers:  # the policy wrote the header of its turn itself
+                if not ahead or last + 1 not in answers:
+                    return None
+                last += 1
+            turns = self._turns(query[: headers[last].start()])
+        elif answers:
+            # A prompt that was too long for the policy has lost its beginning in the query.
+            last = answers[-1]
+            turns = self._turns(query[: headers[last].start()] if prompt is None else self._asked(prompt))
+        else:
+            return None
+        completion = self._said(query[headers[last].end() :])
+        completion = _NO_THOUGHT.sub("", completion.strip() if self.trims else completion)
+        return Chat(turns, completion) if turns else None
+
+    def _asked(self, prompt: str) -> str:
+        """A prompt without the header that begins the answer."""
+        headers = list(self.header.finditer(prompt))
+        return prompt[: headers[-1].start()] if headers and _role(headers[-1]) == "assistant" else prompt
+
+    def _said(self, text: str) -> str:
+        """A turn without what ends it, however often."""
+        end = at = len(text)
+        while at:
+            if text[at - 1].isspace():
+                at -= 1
+                continue
+            mark = next((mark for mark in self.ends if text.endswith(mark, 0, at)), None)
+            if mark is None:
+                break
+            end = at = at - len(mark)
+        return text[:end]
+
+    def _turns(self, text: str) -> list[Message]:
+        begin = _begin(text)
+        headers = list(self.header.finditer(text))
+        turns: list[Message] = []
+        first = headers[0].start() if headers else len(text)
+        if self.preamble and text[begin:first].strip():
+            turns += _system(text[begin:first].strip())
+        for i, header in enumerate(headers):
+            content = text[header.end() : headers[i + 1].start() if i + 1 < len(headers) else len(text)]
+            said = self._said(content)
+            content = said.strip() if self.trims else said if said != content else content.removesuffix("\n")
+            role = _role(header)
+            if role == "system":
+                turns += _system(content)
+            elif role == "user" and (folded := _LLAMA2_SYSTEM.match(content)) is not None:
+                turns += [*_system(folded[1].strip()), {"role": "user", "content": content[folded.end() :].strip()}]
+            else:
+                turns.append({"role": role, "content": content})
+        return turns
+
+
+# A BOS, or what stands in its place.
+_BEGIN: Final = re.compile(
+    r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\|endoftext\|>|<\uff5cbegin▁of▁sentence\uff5c>)\s*)*"
+)
+_ROLES: Final = {
+    "user": "user", "human": "user", "[INST]": "user", "User": "user",
+    "assistant": "assistant", "model": "assistant", "gpt": "assistant", "[/INST]": "assistant",
+    "Assistant": "assistant",
+    "system": "system", "developer": "system", "[SYSTEM_PROMPT]": "system",
+}  # fmt: skip
+# What templates say where nobody said anything to the system, and the dates that Llama 3's put before it.
+_DEFAULT_SYSTEMS: Final = frozenset(
+    {
+        "",
+        "You are a helpful assistant.",
+        "You are a helpful assistant",
+        "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    }
+)
+_LLAMA3_DATES: Final = re.compile(r"\A(?:Cutting Knowledge Date:[^\n]*\n)?Today Date:[^\n]*\n*")
+_LLAMA2_SYSTEM: Final = re.compile(r"\A\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
+_NO_THOUGHT: Final = re.compile(r"\A\s*<think>\s*</think>\s*")
+
+FORMATS: Final = (
+    ChatFormat("ChatML", re.compile(r"<\|im_start\|>(\w+)(?:\n|<\|im_sep\|>\n?)"), ("<|im_end|>", "<|endoftext|>")),
+    ChatFormat(
+        "Llama 3",
+        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n*"),
+        ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+        trims=True,
+    ),
+    ChatFormat("Gemma", re.compile(r"<start_of_turn>(user|model)\n?"), ("<end_of_turn>", "<eos>", "<pad>"), trims=True),
+    ChatFormat(
+        "Llama 2 and Mistral",
+        re.compile(r"(\[/?INST\]|\[SYSTEM_PROMPT\])"),
+        ("[/SYSTEM_PROMPT]", "</s><s>", "</s>", "<s>"),
+        trims=True,
+    ),
+    ChatFormat(
+        "Zephyr and Phi 3",
+        re.compile(r"<\|(system|user|assistant)\|>\n?"),
+        ("<|end|>", "</s>", "<|endoftext|>"),
+    ),
+    ChatFormat(
+        "DeepSeek",
+        re.compile(r"<\uff5c(User|Assistant)\uff5c>"),
+        ("<\uff5cend▁of▁sentence\uff5c>",),
+        trims=True,
+        preamble=True,
+    ),
+    ChatFormat("Granite", re.compile(r"<\|start_of_role\|>(\w+)<\|end_of_role\|>"), ("<|end_of_text|>",)),
+)
+
+
+def read_chat(query: str, prompt: str | None) -> Chat | None:
+    """The conversation that a chat template of a known family rendered; None where none is recognised.
+
+    Args:
+        query: Prompt and completion.
+        prompt: The prompt alone, as the template rendered it, with the header of the answer; tells where the
+            completion begins. None: it begins behind the last header of an answer.
+    """
+    told = prompt if prompt is not None and prompt.strip() else None
+    for chat_format in FORMATS:
+        if chat_format.opens(told or query):
+            return chat_format.read(query, told)
+    return None
+
+
+def _begin(text: str) -> int:
+    """Where a text begins behind what begins every text."""
+    found = _BEGIN.match(text)
+    return 0 if found is None else found.end()
+
+
+def _role(header: re.Match[str]) -> str:
+    # What tools and programs say is said to the assistant.
+    return _ROLES.get(header[1], "user")
+
+
+def _system(content: str) -> list[Message]:
+    said = _LLAMA3_DATES.sub("", content)
+    return [] if said.strip() in _DEFAULT_SYSTEMS else [{"role": "system", "content": said}]
