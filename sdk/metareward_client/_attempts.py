@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import random
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,12 @@ class Attempts(Generic[T]):
     """
 
     def __init__(
-        self, call: Call[T], until: float, *, max_retries: int | None, uniform: Callable[[float, float], float]
+        self,
+        call: Call[T],
+        until: float,
+        *,
+        max_retries: int | None,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._call = call
         self._until = until
@@ -134,10 +140,6 @@ class Attempts(Generic[T]):
             error = errors.ConnectionFailed(f"{detail}{maybe}", request_id=self._request_id)
             self._fail(error, again=self._call.repeatable or how is Broken.NEVER_SENT)
 
-    def give_up(self) -> None:
-        """Send nothing any more: `next` raises what the last try ended with."""
-        self._again = False
-
     @property
     def _request_id(self) -> str:
         return f"{self._id}-{self._tries}"
@@ -149,6 +151,8 @@ class Attempts(Generic[T]):
         return " The change may have been made."
 
     def _failed(self, error: MetarewardError, answer: Answer) -> None:
+        if isinstance(error, errors.RequestError) and self._call.field_of is not None:
+            error.errors = tuple(FieldError(self._call.field_of(field), message) for field, message in error.errors)
         error.status = answer.status
         error.request_id = answer.headers.get("x-request-id", error.request_id)
         self._fail(error, again=isinstance(error, TemporaryError) and self._call.repeatable)

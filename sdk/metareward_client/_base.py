@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from metareward_client._config import Config
+from metareward_client.answers import Limits
 
 if TYPE_CHECKING:
     import ssl
@@ -49,6 +51,13 @@ class BaseClient:
 
     def _set_up(self, config: Config) -> None:
         self._config = config
+        self._pid = os.getpid()
+        self._limits: Limits | None = None
+
+    def _in_this_process(self) -> None:
+        """Behind a fork, begin anew: connections and threads are the parent's, and a lock may be held for ever."""
+        if self._pid != os.getpid():
+            self._set_up(self._config)
 
     def __getstate__(self) -> Config:
         return self._config

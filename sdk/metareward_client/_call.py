@@ -33,6 +33,7 @@ class Call(Generic[T]):
     Attributes:
         repeatable: Whether sending it twice does what sending it once does: it changes nothing, or has a key.
         answered: Statuses whose body is the answer.
+        field_of: What the caller knows as the field that the server names.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Call(Generic[T]):
     repeatable: bool = True
     idempotency_key: str | None = None
     answered: frozenset[int] = frozenset({200})
+    field_of: Callable[[str], str] | None = None
 
 
 def reader(model: type[M]) -> Callable[[bytes], M]:
@@ -72,17 +74,39 @@ def body_of(model: type[Q], values: Mapping[str, Any]) -> bytes:
     Raises:
         InvalidRequest: They do not; every field that is wrong.
     """
+    return json_of(checked(model, values))
+
+
+def checked(model: type[Q], values: Q | Mapping[str, Any], field: str = "") -> Q:
+    """`values` as `model`.
+
+    Raises:
+        InvalidRequest: They are not; every field that is wrong, in paths that begin with `field`.
+    """
     try:
-        request = model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         listed = error.errors(include_input=False, include_url=False)
-        errors = [FieldError(_path(each["loc"]), _message(each["msg"])) for each in listed]
+        errors = [FieldError(_path((*_at(field), *each["loc"])), _message(each["msg"])) for each in listed]
         raise InvalidRequest("Nothing was sent.", errors=errors) from None
+
+
+def json_of(request: BaseModel, field: str = "") -> bytes:
+    """A request as JSON; what is None is left out.
+
+    Raises:
+        InvalidRequest: A text is none that UTF-8 can hold, in paths that begin with `field`.
+    """
     try:
         return request.model_dump_json(exclude_none=True).encode()
     except PydanticSerializationError:
-        errors = [FieldError(_path(where), "has half a surrogate pair, which is no text") for where in _halves(request)]
+        message = "has half a surrogate pair, which is no text; decode it with errors='replace'"
+        errors = [FieldError(_path((*_at(field), *where)), message) for where in _halves(request)]
         raise InvalidRequest("Nothing was sent.", errors=errors) from None
+
+
+def _at(field: str) -> tuple[str, ...]:
+    return (field,) if field else ()
 
 
 def _halves(request: BaseModel) -> list[tuple[int | str, ...]]:

@@ -11,7 +11,7 @@ from metareward_client import answers, requests
 from metareward_client._call import Call, body_of, reader
 from metareward_client.answers import Score, Scores
 from metareward_client.errors import FieldError, InvalidRequest, UnexpectedAnswer
-from metareward_client.requests import PromptLike, ScoreItem
+from metareward_client.requests import PromptLike
 
 
 def score(
@@ -41,19 +41,16 @@ def score(
     return Call("POST", "/score", lambda answer: _whole(read(answer), len(completions)), body)
 
 
-def score_many(
-    items: Sequence[ScoreItem], *, truncate: bool, return_base_rewards: bool = False, return_pairwise: bool = False
-) -> Call[list[Score]]:
-    """POST /score for many items."""
-    body = body_of(
-        requests.ScoreManyRequest,
-        {
-            "items": items,
-            "truncate": truncate,
-            "return_base_rewards": return_base_rewards,
-            "return_pairwise": return_pairwise,
-        },
-    )
+def score_parts(items: Sequence[bytes], completions: Sequence[int], **options: bool) -> Call[list[Score]]:
+    """POST /score for many items.
+
+    Args:
+        items: Each as JSON.
+        completions: How many each has.
+        options: Other members of the request.
+    """
+    others = "".join(f',"{name}":{"true" if value else "false"}' for name, value in options.items())
+    body = b'{"items":[%b]%b}' % (b",".join(items), others.encode())
     read = reader(Scores)
 
     def parse(answer: bytes) -> list[Score]:
@@ -62,8 +59,8 @@ def score_many(
             raise UnexpectedAnswer(f"The server answered {len(scores.results)} results for {len(items)} items.")
         common = {"checkpoint_id": scores.checkpoint_id, "timings_ms": scores.timings_ms}
         return [
-            _whole(result.model_copy(update=common), len(item.completions))
-            for item, result in zip(items, scores.results, strict=True)
+            _whole(result.model_copy(update=common), count)
+            for count, result in zip(completions, scores.results, strict=True)
         ]
 
     return Call("POST", "/score", parse, body)

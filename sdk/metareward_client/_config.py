@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -68,6 +69,17 @@ class Config:
             raise ValueError("batch_window_s must be between 0 and 60 seconds")
         object.__setattr__(self, "base_url", url.rstrip("/"))
         object.__setattr__(self, "api_key", key or None)
+
+    def until(self, deadline: float | None) -> float:
+        """When a call must be done that may take `deadline` seconds from now, on the monotonic clock.
+
+        Raises:
+            ValueError: It may take no time at all.
+        """
+        seconds = self.timeout if deadline is None else deadline
+        if not seconds > 0:
+            raise ValueError("deadline must be a number of seconds above 0")
+        return time.monotonic() + seconds
 
     def request_headers(self) -> dict[str, str]:
         """Headers of every request."""

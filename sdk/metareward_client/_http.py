@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
-from metareward_client._attempts import Attempts, Broken, Send
+from metareward_client._attempts import Broken, Send
 from metareward_client._call import Answer, Call
 from metareward_client._config import Config
-
-T = TypeVar("T")
-C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
 CONNECT_S = 5.0
 """Longest that making a connection may take; then it is tried again."""
@@ -38,19 +34,6 @@ class TimeLeft(dict[str, float]):
     def over(self) -> bool:
         """Whether there is none left."""
         return time.monotonic() >= self._until
-
-
-def begin(call: Call[T], config: Config, deadline: float | None) -> Attempts[T]:
-    """The attempts of a call that may take `deadline` seconds, by default the client's `timeout`.
-
-    Raises:
-        ValueError: It may take no time at all.
-    """
-    seconds = config.timeout if deadline is None else deadline
-    if not seconds > 0:
-        raise ValueError("deadline must be a number of seconds above 0")
-    until = time.monotonic() + seconds
-    return Attempts(call, until, max_retries=config.max_retries, uniform=random.uniform)
 
 
 def request_of(client: httpx.Client | httpx.AsyncClient, config: Config, call: Call[Any], step: Send) -> httpx.Request:

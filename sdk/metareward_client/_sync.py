@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
-from metareward_client._attempts import Attempts, Broken, Done, Send, Wait
+from metareward_client._attempts import Attempts, Broken, Done, Send
 from metareward_client._call import Call
 from metareward_client._config import Config
 
@@ -18,12 +19,11 @@ T = TypeVar("T")
 
 
 class Connections:
-    """The HTTPX client of this process; a fork gets one of its own."""
+    """The HTTPX client, made when it is first needed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._client: httpx.Client | None = None
         self._closed = False
 
@@ -37,11 +37,6 @@ class Connections:
 
         from metareward_client._http import client_options
 
-        if self._pid != os.getpid():
-            # Sockets of the parent are the parent's; its lock may be held by a thread that is not here.
-            self._lock = threading.Lock()
-            self._client = None
-            self._pid = os.getpid()
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed")
@@ -54,41 +49,64 @@ class Connections:
 
     def close(self) -> None:
         """Close every connection. Calls that are under way fail."""
-        self._closed = True
-        client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
+        with self._lock:
+            self._closed = True
+            client, self._client = self._client, None
+        if client is not None:
             client.close()
 
 
 def run(
-    connections: Connections, config: Config, call: Call[T], deadline: float | None, stop: threading.Event | None = None
+    connections: Connections, config: Config, call: Call[T], until: float, stop: threading.Event | None = None
 ) -> T:
-    """Answer a call within `deadline` seconds.
+    """Answer a call.
 
     Args:
         connections: Where it is sent.
         config: The client's.
         call: What is asked.
-        deadline: Seconds, or None for the client's timeout.
-        stop: When set, nothing more is sent: the call fails as it stands.
+        until: When it must be done, on the monotonic clock.
+        stop: Once it is set, nothing more is sent.
 
     Raises:
         MetarewardError: See the tree in `errors`.
+        CancelledError: `stop` was set.
     """
-    from metareward_client._http import begin
-
-    attempts = begin(call, config, deadline)
+    attempts = Attempts(call, until, max_retries=config.max_retries)
     while True:
         step = attempts.next(time.monotonic())
         if isinstance(step, Done):
             return step.value
-        if isinstance(step, Wait):
-            if stop is None:
-                time.sleep(step.seconds)
-            elif stop.wait(step.seconds):
-                attempts.give_up()
-        else:
+        if stop is not None and stop.is_set():
+            raise CancelledError
+        if isinstance(step, Send):
             _send(connections.get(), config, call, attempts, step)
+        elif stop is None:
+            time.sleep(step.seconds)
+        else:
+            stop.wait(step.seconds)
+
+
+def run_all(connections: Connections, config: Config, calls: Sequence[Call[T]], until: float) -> list[T]:
+    """Answer calls, `max_concurrency` at a time; the first that fails ends it.
+
+    Those that are under way then are left to themselves; nothing more is sent.
+
+    Raises:
+        MetarewardError: What the first failed with.
+    """
+    if len(calls) <= 1:
+        return [run(connections, config, call, until) for call in calls]
+    stop = threading.Event()
+    threads = ThreadPoolExecutor(min(config.max_concurrency, len(calls)), thread_name_prefix="metareward-score")
+    try:
+        futures = [threads.submit(run, connections, config, call, until, stop) for call in calls]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _send(client: httpx.Client, config: Config, call: Call[T], attempts: Attempts[T], step: Send) -> None:

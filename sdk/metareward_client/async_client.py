@@ -10,6 +10,8 @@ from metareward_client import _async, _calls
 from metareward_client._base import BaseClient
 from metareward_client._call import Call
 from metareward_client._config import Config
+from metareward_client._many import ScoreMany
+from metareward_client._together import wish
 from metareward_client._twin import twin
 from metareward_client.answers import (
     Adapted,
@@ -28,7 +30,7 @@ from metareward_client.answers import (
     VersionPage,
 )
 from metareward_client.client import Client
-from metareward_client.requests import Candidate, Event, Pair, PromptLike, Ranking, Rating
+from metareward_client.requests import Candidate, Event, Pair, PromptLike, Ranking, Rating, ScoreItem
 
 T = TypeVar("T")
 JsonLike = Mapping[str, Any]
@@ -43,10 +45,11 @@ class AsyncClient(BaseClient):
 
     def _set_up(self, config: Config) -> None:
         super()._set_up(config)
-        self._connections = _async.Connections(config)
+        self._loops = _async.Loops(config)
 
     async def _run(self, call: Call[T], deadline: float | None) -> T:
-        return await _async.run(self._connections, self._config, call, deadline)
+        self._in_this_process()
+        return await self._loops.get().run(call, self._config.until(deadline))
 
     @twin(Client.score)
     async def score(
@@ -72,6 +75,45 @@ class AsyncClient(BaseClient):
                 return_pairwise=return_pairwise,
             ),
             deadline,
+        )
+
+    @twin(Client.score_many)
+    async def score_many(
+        self,
+        items: Iterable[ScoreItem | JsonLike],
+        *,
+        truncate: bool = False,
+        return_base_rewards: bool = False,
+        return_pairwise: bool = False,
+        deadline: float | None = None,
+    ) -> list[Score]:
+        self._in_this_process()
+        until = self._config.until(deadline)
+        job = ScoreMany(
+            items, truncate=truncate, return_base_rewards=return_base_rewards, return_pairwise=return_pairwise
+        )
+        loop = self._loops.get()
+        if self._limits is None:
+            self._limits = (await loop.run(_calls.info(), until)).limits
+        calls = job.calls(self._limits, self._config.batch_size)
+        answers = await loop.run_all(calls, until)
+        return job.in_order(answers)
+
+    @twin(Client.reward)
+    async def reward(
+        self,
+        prompt: PromptLike,
+        completion: str,
+        *,
+        user_id: str | None = None,
+        min_version: int = 0,
+        truncate: bool = False,
+        deadline: float | None = None,
+    ) -> float:
+        self._in_this_process()
+        until = self._config.until(deadline)
+        return await self._loops.get().rewards.reward(
+            lambda promise: wish(prompt, completion, user_id, min_version, truncate, until, promise)
         )
 
     @twin(Client.rerank)
@@ -215,7 +257,7 @@ class AsyncClient(BaseClient):
 
     @twin(Client.close)
     async def close(self) -> None:
-        await self._connections.close()
+        await self._loops.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self

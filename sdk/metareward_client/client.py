@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -11,6 +10,9 @@ from metareward_client import _calls, _sync
 from metareward_client._base import BaseClient
 from metareward_client._call import Call
 from metareward_client._config import Config
+from metareward_client._many import ScoreMany
+from metareward_client._sync_rewards import Rewards
+from metareward_client._together import wish
 from metareward_client.answers import (
     Adapted,
     Change,
@@ -27,7 +29,7 @@ from metareward_client.answers import (
     UserPage,
     VersionPage,
 )
-from metareward_client.requests import Candidate, Event, Pair, PromptLike, Ranking, Rating
+from metareward_client.requests import Candidate, Event, Pair, PromptLike, Ranking, Rating, ScoreItem
 
 T = TypeVar("T")
 JsonLike = Mapping[str, Any]
@@ -65,9 +67,14 @@ class Client(BaseClient):
     def _set_up(self, config: Config) -> None:
         super()._set_up(config)
         self._connections = _sync.Connections(config)
+        self._rewards = Rewards(self._ask, config.batch_size, config.batch_window_s, config.max_concurrency)
 
-    def _run(self, call: Call[T], deadline: float | None, stop: threading.Event | None = None) -> T:
-        return _sync.run(self._connections, self._config, call, deadline, stop)
+    def _ask(self, call: Call[T], until: float) -> T:
+        return _sync.run(self._connections, self._config, call, until)
+
+    def _run(self, call: Call[T], deadline: float | None) -> T:
+        self._in_this_process()
+        return self._ask(call, self._config.until(deadline))
 
     def score(
         self,
@@ -104,6 +111,67 @@ class Client(BaseClient):
                 return_pairwise=return_pairwise,
             ),
             deadline,
+        )
+
+    def score_many(
+        self,
+        items: Iterable[ScoreItem | JsonLike],
+        *,
+        truncate: bool = False,
+        return_base_rewards: bool = False,
+        return_pairwise: bool = False,
+        deadline: float | None = None,
+    ) -> list[Score]:
+        """Reward the completions of many prompts, each as one user would; the answers are in the order of the items.
+
+        Items are parted into requests within the server's limits, those of one prompt together, of which
+        `max_concurrency` are under way at a time. The first failure ends it.
+
+        Args:
+            items: Prompts with their completions, and for whom.
+            truncate: Shorten texts that the backbone cannot read whole, instead of refusing them.
+            return_base_rewards: Also answer the K base rewards of each completion.
+            return_pairwise: Also answer probabilities and deviations for every two completions of an item.
+            deadline: Seconds that all of it may take; None: the client's `timeout`.
+        """
+        self._in_this_process()
+        until = self._config.until(deadline)
+        job = ScoreMany(
+            items, truncate=truncate, return_base_rewards=return_base_rewards, return_pairwise=return_pairwise
+        )
+        if self._limits is None:
+            self._limits = self._ask(_calls.info(), until).limits
+        calls = job.calls(self._limits, self._config.batch_size)
+        answers = _sync.run_all(self._connections, self._config, calls, until)
+        return job.in_order(answers)
+
+    def reward(
+        self,
+        prompt: PromptLike,
+        completion: str,
+        *,
+        user_id: str | None = None,
+        min_version: int = 0,
+        truncate: bool = False,
+        deadline: float | None = None,
+    ) -> float:
+        """The reward of one completion, in log-odds; what is asked at the same time travels in one request.
+
+        For programs that can only ask one by one, from many threads or tasks. Who has all completions at hand is
+        faster with `score_many`.
+
+        Args:
+            prompt: A text, or chat messages of which the last is the user's.
+            completion: A response to it.
+            user_id: None: nobody in particular, the population.
+            min_version: Least version of the user to score with.
+            truncate: Shorten texts that the backbone cannot read whole, instead of refusing them.
+            deadline: Seconds that the call may take in all; None: the client's `timeout`.
+        """
+        self._in_this_process()
+        until = self._config.until(deadline)
+        return self._rewards.reward(
+            lambda promise: wish(prompt, completion, user_id, min_version, truncate, until, promise)
         )
 
     def rerank(

@@ -202,15 +202,6 @@ class ScoreRequest(ScoreItem):
     return_pairwise: bool = False
 
 
-class ScoreManyRequest(RequestModel):
-    """Body of POST /score for many items."""
-
-    items: list[ScoreItem] = Field(min_length=1)
-    truncate: bool = False
-    return_base_rewards: bool = False
-    return_pairwise: bool = False
-
-
 class SuggestRequest(RequestModel):
     """Body of POST /users/{user_id}/suggest."""
 
