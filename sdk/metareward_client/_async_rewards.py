@@ -37,8 +37,8 @@ class Rewards:
         self._window: asyncio.TimerHandle | None = None
         self._under_way: dict[asyncio.Task[None], Batch] = {}
 
-    async def reward(self, wish_with: Callable[[asyncio.Future[float]], Wish]) -> float:
-        """Wait for one reward.
+    async def reward(self, wish_with: Callable[[asyncio.Future[Score]], Wish]) -> Score:
+        """Wait for the score of one completion.
 
         Args:
             wish_with: Makes the wish for what will be waited for.
@@ -47,7 +47,7 @@ class Rewards:
             MetarewardError: See the tree in `errors`.
         """
         loop = asyncio.get_running_loop()
-        promise: asyncio.Future[float] = loop.create_future()
+        promise: asyncio.Future[Score] = loop.create_future()
         wish = wish_with(promise)
         self._wishes.append(wish)
         if len(self._wishes) >= self._batch_size:

@@ -48,8 +48,8 @@ class Rewards:
         self._senders = 0
         self._idle = 0
 
-    def reward(self, wish_with: Callable[[Future[float]], Wish]) -> float:
-        """Wait for one reward.
+    def reward(self, wish_with: Callable[[Future[Score]], Wish]) -> Score:
+        """Wait for the score of one completion.
 
         Args:
             wish_with: Makes the wish for what will be waited for.
@@ -57,7 +57,7 @@ class Rewards:
         Raises:
             MetarewardError: See the tree in `errors`.
         """
-        promise: Future[float] = Future()
+        promise: Future[Score] = Future()
         wish = wish_with(promise)
         with self._changed:
             if not self._wishes:

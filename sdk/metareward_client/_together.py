@@ -30,7 +30,7 @@ class Promise(Protocol):
         """Whether nobody waits any more."""
         ...
 
-    def set_result(self, result: float, /) -> None:
+    def set_result(self, result: Score, /) -> None:
         """Answer."""
         ...
 
@@ -61,12 +61,12 @@ class Wish:
         """Tell the caller that time is up."""
         self.fail(DeadlineExceeded("No answer in time."))
 
-    def answer(self, reward: float) -> None:
-        """Give the caller the reward, unless they left."""
+    def answer(self, score: Score) -> None:
+        """Give the caller the score of their completion, unless they left."""
         # A thread may leave at any moment.
         with contextlib.suppress(InvalidStateError):
             if not self.promise.done():
-                self.promise.set_result(reward)
+                self.promise.set_result(score)
 
     def fail(self, error: BaseException) -> None:
         """Tell the caller what went wrong, unless they left."""
@@ -138,10 +138,10 @@ class Batch:
         )
 
     def answered(self, scores: Sequence[Score]) -> None:
-        """Give everybody their reward."""
+        """Give everybody their own score."""
         for together, score in zip(self._items, scores, strict=True):
-            for each, reward in zip(together, score.rewards, strict=True):
-                each.answer(reward)
+            for index, each in enumerate(together):
+                each.answer(_only(score, index))
 
     def failed(self, error: BaseException) -> None:
         """Tell everybody."""
@@ -181,6 +181,22 @@ class Batch:
         if match[2] is None:
             return together
         return together[int(match[2]) : int(match[2]) + 1]
+
+
+def _only(score: Score, index: int) -> Score:
+    """What a score of several completions says of one: as if it had been asked alone."""
+    if len(score.rewards) == 1:
+        return score
+    return score.model_copy(
+        update={
+            "rewards": [score.rewards[index]],
+            "reward_std": score.reward_std and [score.reward_std[index]],
+            "order": [0],
+            "best_probability": score.best_probability and [0.5],
+            "best_std": score.best_std and [0.0],
+            "truncated": [0] if index in score.truncated else [],
+        }
+    )
 
 
 def _own(error: RequestError, paths: Sequence[str]) -> RequestError:

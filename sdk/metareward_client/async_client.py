@@ -110,6 +110,19 @@ class AsyncClient(BaseClient):
         truncate: bool = False,
         deadline: float | None = None,
     ) -> float:
+        scored = await self._score_gathered(prompt, completion, user_id, min_version, truncate, deadline)
+        return scored.rewards[0]
+
+    async def _score_gathered(
+        self,
+        prompt: PromptLike,
+        completion: str,
+        user_id: str | None,
+        min_version: int,
+        truncate: bool,
+        deadline: float | None,
+    ) -> Score:
+        """As `reward`, with what else the server says of it."""
         self._in_this_process()
         until = self._config.until(deadline)
         return await self._loops.get().rewards.reward(

@@ -168,6 +168,18 @@ class Client(BaseClient):
             truncate: Shorten texts that the backbone cannot read whole, instead of refusing them.
             deadline: Seconds that the call may take in all; None: the client's `timeout`.
         """
+        return self._score_gathered(prompt, completion, user_id, min_version, truncate, deadline).rewards[0]
+
+    def _score_gathered(
+        self,
+        prompt: PromptLike,
+        completion: str,
+        user_id: str | None,
+        min_version: int,
+        truncate: bool,
+        deadline: float | None,
+    ) -> Score:
+        """As `reward`, with what else the server says of it."""
         self._in_this_process()
         until = self._config.until(deadline)
         return self._rewards.reward(
