@@ -22,6 +22,7 @@ from service.api.routes import (
     feedback,
     history,
     openrlhf,
+    rerank,
     score,
     status,
     suggest,
@@ -87,7 +88,7 @@ def create_app(runtime: Runtime, settings: Settings) -> FastAPI:
     # Whatever follows `/users/{user_id:path}/` must be tried before `/users/{user_id:path}`.
     routers = [
         module.router
-        for module in (score, vllm, openrlhf, adapt, feedback, suggest, history, evidence, users, status, admin)
+        for module in (score, rerank, vllm, openrlhf, adapt, feedback, suggest, history, evidence, users, status, admin)
     ]
     for router in routers:
         app.include_router(router)

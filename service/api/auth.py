@@ -22,6 +22,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # All that is answered without a key. Unknown paths are not among them: who has no key learns nothing of what is here.
 PUBLIC_PATHS: Final = frozenset({"/", "/live", "/ready", "/docs", "/openapi.json"})
 
+# What clients of other services that insist on a key are told to send where none is needed: as good as no key.
+NO_KEYS: Final = frozenset({"none", "EMPTY"})
 SCHEME: Final = "apiKey"
 ROLE_FIELD: Final = "x-role"
 PUBLIC: Final[dict[str, Any]] = {"security": [], ROLE_FIELD: None}
@@ -65,7 +67,7 @@ class Doorkeeper:
         scheme, _, key = values[0].partition(" ")
         if len(values) > 1 or scheme.lower() != "bearer" or not key.strip():
             raise self._access.missing("The Authorization header must be one, and read: Bearer mr_...")
-        return key.strip()
+        return None if key.strip() in NO_KEYS else key.strip()
 
 
 class RoleRoute(JsonRoute):

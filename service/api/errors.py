@@ -163,7 +163,7 @@ def _counted(issues: int) -> str:
 
 
 # Where a union is told apart by a tag, validation puts the tag into the path of the error.
-_TAGS = {"body", "query", "prompt-text", "prompt-messages", "score-one", "score-many"}
+_TAGS = {"prompt-text", "prompt-messages", "score-one", "score-many", "document-text", "document-object"}
 _TAGS |= {f"event-{kind}" for kind in ("chosen", "regenerated", "copied", "edited", "dwell", "thumbs")}
 _MAX_PATH = 200
 
@@ -171,7 +171,7 @@ _MAX_PATH = 200
 def _path(error: dict[str, Any]) -> str:
     path = ""
     # Where a body is no JSON, the location is a position in it, not a field.
-    for part in () if error["type"] == "json_invalid" else error["loc"]:
+    for part in () if error["type"] == "json_invalid" else error["loc"][1:]:  # behind `body` or `query`
         if part not in _TAGS:
             path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
     return path[:_MAX_PATH] or "body"

@@ -70,6 +70,19 @@ _CHANGE: Final[dict[str, Any]] = {
     "replayed": False,
     "timings_ms": {"tokenise": 1.9, "engine": 58.0, "solve": 0.3, "store": 2.1, "total": 62.5},
 }
+_RERANKED: Final[dict[str, Any]] = {
+    "id": "9f86d081884c7d65",
+    "results": [
+        {"index": 0, "relevance_score": 0.9636, "reward": 3.277, "reward_std": 1.988},
+        {"index": 1, "relevance_score": 0.8497, "reward": 1.732, "reward_std": 1.297},
+    ],
+    "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}, "warnings": []},
+    "user_id": "ada",
+    "user_state": "adapted",
+    "version": 1,
+    "checkpoint_id": _CHECKPOINT_ID,
+    "truncated": [],
+}
 _TIMINGS_MS: Final = {"user": 0.01, "tokenise": 1.2, "engine": 31.0, "total": 32.4}
 
 SELF_CHECK: Final[dict[str, Any]] = {
@@ -223,6 +236,15 @@ ANSWERS: Final[dict[str, dict[str, Any]]] = {
         "rewards": [3.277, 0.412],
         "scores": [0.964, 0.602],
         "extra_logs": {"cold_start": [0.0, 1.0], "truncated": [0.0, 0.0], "reward_std": [1.988, 2.417]},
+    },
+    "CohereRerankResponse": _RERANKED,
+    "JinaRerankResponse": {
+        **_RERANKED,
+        "model": "demo",
+        "object": "list",
+        "usage": {"total_tokens": 42},
+        "results": [{**_RERANKED["results"][0], "document": {"text": "- Gloves on\n- New pot, gritty soil"}}],
+        "meta": {**_RERANKED["meta"], "api_version": {"version": "1"}},
     },
     "UserOut": {**_USER, "drift": 0.0, "half_life_days": None},
     "UserPage": {"users": [_USER], "next": None},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -152,6 +152,30 @@ class Limits:
         if number > self.max_completions:
             message = f"has {number} texts, at most {self.max_completions}; send several requests"
             raise InvalidInput.single(field, message)
+
+    def check_rerank(self, query: str, documents: list[str], further: Mapping[str, object]) -> None:
+        """Refuse a rerank request that is out of bounds.
+
+        Args:
+            query: The prompt.
+            documents: The candidates' texts.
+            further: Fields of the request that have no meaning here; some say that another answer is expected.
+
+        Raises:
+            InvalidInput: With every issue.
+        """
+        issues: list[FieldIssue] = []
+        if "user_id" in further:
+            issues.append(FieldIssue("user_id", "is called user here; or name the user in model, behind an @"))
+        if further.get("rank_fields") not in (None, ["text"]):
+            issues.append(FieldIssue("rank_fields", "only text is read; join the fields into text yourself"))
+        if len(documents) > self.max_completions:
+            message = f"has {len(documents)}, at most {self.max_completions}; send several requests, whose rewards compare"
+            _raise_any([*issues, FieldIssue("documents", message)])
+        issues += self._text_issues(query, "query")
+        for i, document in enumerate(documents):
+            issues += self._text_issues(document, f"documents[{i}]")
+        _raise_any(issues)
 
     def _candidate_issues(self, prefix: str, item: ScoreItemIn | CandidateIn) -> Iterator[FieldIssue]:
         yield from self._prompt_issues(item.prompt, f"{prefix}prompt")

@@ -190,8 +190,16 @@ def test_tokens_and_users_have_quotas_too(guarded: Guarded) -> None:
 
 def test_on_loopback_a_key_that_is_sent_must_be_a_good_one(api: httpx.Client) -> None:
     assert api.get("/info").status_code == 200
-    for value in (f"Bearer {WRONG_KEY}", "Bearer x", "Basic eDp5"):
+    for value in (f"Bearer {WRONG_KEY}", "Bearer x", "Bearer None", "Basic eDp5", "Basic none"):
         assert api.get("/info", headers={"authorization": value}).status_code == 401
+
+
+def test_clients_that_insist_on_a_key_may_send_none_where_none_is_needed(
+    api: httpx.Client, nobody: httpx.Client
+) -> None:
+    for value in ("Bearer none", "Bearer EMPTY"):
+        assert api.get("/info", headers={"authorization": value}).status_code == 200
+        assert nobody.get("/info", headers={"authorization": value}).status_code == 401
 
 
 def test_logs_name_key_and_tenant_and_never_the_key(guarded: Guarded) -> None:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROUTES = {
     ("/score", "post"),
+    ("/v1/rerank", "post"),
+    ("/v2/rerank", "post"),
     ("/users", "get"),
     ("/users/{user_id}", "get"),
     ("/users/{user_id}", "delete"),
@@ -88,11 +90,16 @@ def test_documented_examples_run_and_answer_as_documented(
             response = api.post(f"/users/{fresh_user}/{act}", json=example)
             assert response.status_code == 200, response.text
             check_answer(document, f"/users/{{user_id}}/{act}", "post", response)
-    for name in ("ScoreOneRequest", "ScoreManyRequest"):
+    for name, path in (
+        ("ScoreOneRequest", "/score"),
+        ("ScoreManyRequest", "/score"),
+        ("CohereRerankRequest", "/v2/rerank"),
+        ("JinaRerankRequest", "/v1/rerank"),
+    ):
         for example in schemas[name]["examples"]:
-            response = api.post("/score", json=example)
+            response = api.post(path, json=example)
             assert response.status_code == 200, response.text
-            check_answer(document, "/score", "post", response)
+            check_answer(document, path, "post", response)
 
 
 def test_every_route_answers_as_documented(api: httpx.Client, document: dict[str, Any], fresh_user: str) -> None:

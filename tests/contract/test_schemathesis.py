@@ -76,6 +76,7 @@ def cases() -> list[Any]:
 POSSIBLE: dict[str, Any] = {
     "user_id": "ada",
     "model": None,
+    "user": "ada",
     "min_version": 0,
     "version": 1,
     "event_time": "2026-01-02T03:04:05Z",
