@@ -68,7 +68,7 @@ class ChatFormat:
             turns = self._turns(query[: headers[last].start()] if prompt is None else self._asked(prompt))
         else:
             return None
-        completion = self._said(query[headers[last].end() :])
+        completion = without_ends(query[headers[last].end() :], self.ends)
         completion = _NO_THOUGHT.sub("", completion.strip() if self.trims else completion)
         return Chat(turns, completion) if turns else None
 
@@ -76,19 +76,6 @@ class ChatFormat:
         """A prompt without the header that begins the answer."""
         headers = list(self.header.finditer(prompt))
         return prompt[: headers[-1].start()] if headers and _role(headers[-1]) == "assistant" else prompt
-
-    def _said(self, text: str) -> str:
-        """A turn without what ends it, however often."""
-        end = at = len(text)
-        while at:
-            if text[at - 1].isspace():
-                at -= 1
-                continue
-            mark = next((mark for mark in self.ends if text.endswith(mark, 0, at)), None)
-            if mark is None:
-                break
-            end = at = at - len(mark)
-        return text[:end]
 
     def _turns(self, text: str) -> list[Message]:
         begin = _begin(text)
@@ -99,7 +86,7 @@ class ChatFormat:
             turns += _system(text[begin:first].strip())
         for i, header in enumerate(headers):
             content = text[header.end() : headers[i + 1].start() if i + 1 < len(headers) else len(text)]
-            said = self._said(content)
+            said = without_ends(content, self.ends)
             content = said.strip() if self.trims else said if said != content else content.removesuffix("\n")
             role = _role(header)
             if role == "system":
@@ -179,6 +166,20 @@ def read_chat(query: str, prompt: str | None) -> Chat | None:
         if chat_format.opens(told or query):
             return chat_format.read(query, told)
     return None
+
+
+def without_ends(text: str, ends: Sequence[str]) -> str:
+    """A turn without what ends it, however often, and what follows that; blanks of its own stay."""
+    end = at = len(text)
+    while at:
+        if text[at - 1].isspace():
+            at -= 1
+            continue
+        mark = next((mark for mark in ends if text.endswith(mark, 0, at)), None)
+        if mark is None:
+            break
+        end = at = at - len(mark)
+    return text[:end]
 
 
 def _begin(text: str) -> int:

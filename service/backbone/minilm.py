@@ -65,6 +65,8 @@ def minilm_directory() -> Path:
 class MiniLMRenderer:
     """Last user message, blank line, completion; see `service.backbone.protocol.Renderer`."""
 
+    has_chat_template = False
+
     def __init__(self, directory: Path, max_tokens: int | None = None) -> None:
         import tokenizers
 
@@ -102,6 +104,10 @@ class MiniLMRenderer:
     def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As the protocol says."""
         return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+    def settle(self, query: str, prompt: str) -> str | None:
+        """As the protocol says: it has no template, so no client renders in it."""
+        return None
 
     def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
         """As the protocol says."""

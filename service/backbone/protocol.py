@@ -138,6 +138,10 @@ class Renderer(Protocol):
     def vocab_size(self) -> int:
         """Token ids are 0 to this, exclusive; a device may not survive another one."""
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether clients can render a conversation as it does."""
+
     def tokenise(
         self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
     ) -> TokenisedText:
@@ -162,6 +166,13 @@ class Renderer(Protocol):
 
         Raises:
             UnrenderableText: It is not Unicode.
+        """
+
+    def settle(self, query: str, prompt: str) -> str | None:
+        """A prompt and an answer that were rendered in this chat template, ended as the template ends an answer.
+
+        A policy ends its answers as it likes, and some not at all. None where `query` does not begin with `prompt`, or
+        `prompt` does not end as this template ends a question.
         """
 
     def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:

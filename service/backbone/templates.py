@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from service.backbone.chat_formats import without_ends
 from service.backbone.chat_jinja import compile_chat_template
 from service.backbone.prompt_memo import PromptMemo, Seams
 from service.backbone.protocol import DoubledBos, Message, TokenisedText, UnrenderableText
@@ -43,8 +45,27 @@ def _with_fixed_clock(template: str) -> str:
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Seam:
+    """What a template writes between a question and its answer, and behind the answer.
+
+    Attributes:
+        header: Between them.
+        end: Behind the answer.
+        ends: What a policy may have ended its answer with.
+        trims: Whether blanks around an answer are left out.
+    """
+
+    header: str
+    end: str
+    ends: tuple[str, ...]
+    trims: bool
+
+
 class ChatTemplateRenderer:
     """The model's own chat template and tokenizer; see `service.backbone.protocol.Renderer`."""
+
+    has_chat_template = True
 
     def __init__(self, tokenizer: FileTokenizer | PreTrainedTokenizerBase, max_tokens: int, model: str) -> None:
         """`model` names the backbone in errors.
@@ -83,6 +104,7 @@ class ChatTemplateRenderer:
         self._variables = {**tokenizer.special_tokens_map, "date_string": _TEMPLATE_DATE}
         self.doubled_bos = DoubledBos(tokenizer.bos_token_id)
         self._seams = Seams(self._tokenizer)
+        self._seam = self._find_seam(tokenizer.special_tokens_map.get("eos_token"))
         self.max_tokens = max_tokens
         self.vocab_size = vocabulary_size(self._tokenizer)
         special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
@@ -104,6 +126,29 @@ class ChatTemplateRenderer:
         """As the protocol says."""
         # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
         return self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens))
+
+    def settle(self, query: str, prompt: str) -> str | None:
+        """As the protocol says."""
+        seam, asked = self._seam, prompt.rstrip()
+        if seam is None or not query.startswith(prompt) or not asked.endswith(seam.header.strip()):
+            return None
+        said = without_ends(query[len(prompt) :], seam.ends)
+        behind = seam.header[len(seam.header.rstrip()) :]
+        return f"{asked}{behind}{said.strip() if seam.trims else said}{seam.end}"
+
+    def _find_seam(self, eos: object) -> _Seam | None:
+        asked, said = _PLACEHOLDER, 2 * _PLACEHOLDER
+        question: list[Message] = [{"role": "user", "content": asked}]
+        try:
+            text = self._answered(question, said)
+            trims = text == self._answered(question, f" {said} ")
+        except UnrenderableText:
+            return None
+        before, _, end = text.rpartition(said)
+        header = before.rpartition(asked)[2]
+        # A line break alone tells no template from another.
+        ends = tuple(mark for mark in (end.rstrip(), end.strip(), eos) if isinstance(mark, str) and mark)
+        return _Seam(header, end, ends, trims) if len(header.strip()) > 1 else None
 
     def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
         """As the protocol says."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from service.backbone.protocol import Message, Renderer, UnrenderableText
 from service.errors import EngineError, FieldIssue, InvalidInput, MetarewardError
 from service.operations.engine import Engine
-from service.operations.rendered import MAX_ISSUES, check_bytes, token_problem
+from service.operations.rendered import MAX_ISSUES, check_bytes, checked_ids
 from service.operations.single_flight import SingleFlight
 from service.operations.texts import token_key
 
@@ -77,18 +77,8 @@ class Classify:
             EngineError: The device failed on texts; names them.
         """
         self._check_number(texts, field)
-        checked: list[TokenIds] = []
-        issues = []
-        for index, text in enumerate(texts):
-            problem = token_problem(text, vocab_size=self._vocab_size, max_tokens=self._max_tokens)
-            if problem is not None:
-                issues.append(FieldIssue(f"{field}[{index}]", problem))
-                if len(issues) == MAX_ISSUES:
-                    break
-            elif isinstance(text, list):
-                checked.append(self._renderer.doubled_bos.drop(text))
-        if issues:
-            raise InvalidInput(issues)
+        ids = checked_ids(texts, field, vocab_size=self._vocab_size, max_tokens=self._max_tokens)
+        checked = [self._renderer.doubled_bos.drop(text) for text in ids]
         return await self._compute(checked, field, scope, deadline)
 
     async def texts(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.backbone.chat_formats import read_chat
+from service.backbone.protocol import Renderer
 from service.errors import FieldIssue, InvalidInput
-from service.operations.texts import Message, Text
+from service.operations.texts import AnyText, Message, RenderedText, Text
 
 _NO_USER = (
     "names no user: send a user id, a JSON object with a user_id, or nothing for the population; where labels are "
@@ -25,15 +26,16 @@ class RolledOut:
         recognised: Whether its chat format was; where it was not, the prompt is one message as it stands.
     """
 
-    text: Text
+    text: AnyText
     recognised: bool
 
 
-def read_queries(queries: Sequence[str], prompts: Sequence[str | None]) -> list[RolledOut]:
+def read_queries(queries: Sequence[str], prompts: Sequence[str | None], renderer: Renderer) -> list[RolledOut]:
     """Prompts and completions of `queries`, which the policy's tokenizer rendered.
 
-    The backbone has a template of its own, and a text in another model's would be read as no text that it was trained
-    on. So known chat formats are read back into messages. Of an unknown one the prompt is taken for the user's message.
+    The backbone has a template of its own, and a text in another model's would be none that it was trained on. So known
+    chat formats are read back into messages. A text of an unknown one is used as it is where it is in the backbone's
+    own; else the prompt is taken for the user's message.
 
     Raises:
         InvalidInput: Texts whose prompt cannot be told from their completion.
@@ -44,13 +46,15 @@ def read_queries(queries: Sequence[str], prompts: Sequence[str | None]) -> list[
         chat = read_chat(query, prompt)
         if chat is not None:
             read.append(RolledOut(Text(chat.messages, chat.completion, f"query[{i}]"), recognised=True))
-        elif prompt is not None and prompt.strip() and query.startswith(prompt):
-            asked: list[Message] = [{"role": "user", "content": prompt.strip()}]
-            read.append(RolledOut(Text(asked, query[len(prompt) :], f"query[{i}]"), recognised=False))
-        else:
+        elif prompt is None or not prompt.strip() or not query.startswith(prompt):
             issues.append(
                 FieldIssue(f"query[{i}]", f"has no known chat format and does not begin with prompts[{i}]; send both")
             )
+        elif (settled := renderer.settle(query, prompt)) is not None:
+            read.append(RolledOut(RenderedText(settled, f"query[{i}]"), recognised=True))
+        else:
+            asked: list[Message] = [{"role": "user", "content": prompt.strip()}]
+            read.append(RolledOut(Text(asked, query[len(prompt) :], f"query[{i}]"), recognised=False))
     if issues:
         raise InvalidInput(issues)
     return read

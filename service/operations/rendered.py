@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
+from service.backbone.chat_formats import read_chat
 from service.backbone.protocol import Renderer, TokenisedText, UnrenderableText
 from service.errors import FieldIssue, InvalidInput
-from service.operations.texts import RenderedText
+from service.operations.texts import AnyText, RenderedText, Text
 
 # Naming every bad text of a large request would cost more than answering it.
 MAX_ISSUES: Final = 20
@@ -38,32 +39,38 @@ def token_problem(text: object, *, vocab_size: int, max_tokens: int | None = Non
     return None
 
 
-def checked_ids(texts: Sequence[object], renderer: Renderer, field: str, *, truncate: bool) -> list[RenderedText]:
-    """Texts that come as token ids, as a client sent them.
-
-    Args:
-        texts: What should be a list of ids each.
-        renderer: Of the backbone that is to read them.
-        field: Where they stand in the request.
-        truncate: Whether they may have too many.
+def checked_ids(
+    texts: Sequence[object], field: str, *, vocab_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Texts that come as token ids, as a client sent them; see `token_problem`.
 
     Raises:
-        InvalidInput: They are no token ids of this backbone; the first of them, by their fields.
+        InvalidInput: What is wrong with the first of them, by their places in `field`.
     """
-    longest = None if truncate else renderer.max_tokens
     checked = []
     issues = []
-    for index, ids in enumerate(texts):
-        problem = token_problem(ids, vocab_size=renderer.vocab_size, max_tokens=longest)
+    for index, text in enumerate(texts):
+        problem = token_problem(text, vocab_size=vocab_size, max_tokens=max_tokens)
         if problem is not None:
             issues.append(FieldIssue(f"{field}[{index}]", problem))
             if len(issues) == MAX_ISSUES:
                 break
-        elif isinstance(ids, list):
-            checked.append(RenderedText(tuple(ids), f"{field}[{index}]"))
+        elif isinstance(text, list):
+            checked.append(text)
     if issues:
         raise InvalidInput(issues)
     return checked
+
+
+def rendered_text(text: str, field: str, renderer: Renderer, *, add_special_tokens: bool) -> AnyText:
+    """A text that a client rendered, as it is; for a backbone without a chat template, what was said in it.
+
+    No client can render in the way of such a backbone, so it took a template of some other model.
+    """
+    chat = None if renderer.has_chat_template else read_chat(text, None)
+    if chat is not None:
+        return Text(chat.messages, chat.completion, field)
+    return RenderedText(text, field, add_special_tokens)
 
 
 def check_bytes(texts: Iterable[tuple[str, str]], most: int) -> None:

@@ -57,9 +57,10 @@ async def get_reward(
     users = [user] * len(queries) if user is not None else users_of(_list(body, "labels", len(queries)), is_user_id)
     if not queries:
         return json_response({"rewards": [], "scores": [], "extra_logs": {}})
-    read = read_queries(queries, prompts)
+    served = runtime.serving.active
+    read = read_queries(queries, prompts, served.base_rewards.renderer)
     rewarded = await runtime.text_rewards(
-        runtime.serving.active, caller_of(request).tenant_id, [each.text for each in read], users, truncate=truncate
+        served, caller_of(request).tenant_id, [each.text for each in read], users, truncate=truncate
     )
     return json_response(
         {

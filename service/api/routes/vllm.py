@@ -19,7 +19,7 @@ from service.api.model_names import parse_model
 from service.api.openapi import described_body
 from service.api.vllm_schemas import ClassifyAnswer, ClassifyConversationIn, ClassifyTextsIn, RewardModelsOut
 from service.operations.base_rewards import BaseRewardReader
-from service.operations.rendered import check_bytes, checked_ids
+from service.operations.rendered import check_bytes, checked_ids, rendered_text
 from service.operations.texts import AnyText, RenderedText, Text
 
 router = APIRouter(tags=["reward model"], route_class=RoleRoute)
@@ -96,8 +96,13 @@ def _texts(asked: ClassifyRequest, limits: Limits, reader: BaseRewardReader) -> 
         check_bytes([("messages", content)], limits.max_text_bytes)
         return [Text(prompt, completion["content"], "messages")]
     limits.check_texts("input", len(asked.texts) + len(asked.ids))
+    renderer = reader.renderer
     if asked.texts:
-        texts = [RenderedText(t, f"input[{i}]", asked.add_special_tokens) for i, t in enumerate(asked.texts)]
-        check_bytes(((text.field, str(text.content)) for text in texts), limits.max_text_bytes)
-        return texts
-    return checked_ids(asked.ids, reader.renderer, "input", truncate=asked.truncate)
+        check_bytes(((f"input[{i}]", text) for i, text in enumerate(asked.texts)), limits.max_text_bytes)
+        special = asked.add_special_tokens
+        return [
+            rendered_text(t, f"input[{i}]", renderer, add_special_tokens=special) for i, t in enumerate(asked.texts)
+        ]
+    longest = None if asked.truncate else renderer.max_tokens
+    checked = checked_ids(asked.ids, "input", vocab_size=renderer.vocab_size, max_tokens=longest)
+    return [RenderedText(tuple(ids), f"input[{i}]") for i, ids in enumerate(checked)]
