@@ -27,8 +27,6 @@ _SERVER = httpx.Client(
 def personal_reward(prompts: list[Any], completions: list[Any], user_id: list[str], **_columns: Any) -> list[float]:
     """The reward of each completion for the user of its row; texts and chat messages are taken alike."""
     texts = [each if isinstance(each, str) else each[-1]["content"] for each in completions]
-    # No server takes an empty text, and a policy may answer nothing: that is scored as what it amounts to.
-    texts = [text if text.strip() else "(no answer)" for text in texts]
     # What follows one another with one user and prompt is one item: a prompt is computed once.
     items: list[dict[str, Any]] = []
     for user, prompt, text in zip(user_id, prompts, texts, strict=True):

@@ -33,9 +33,7 @@ def test_the_reward_function_gives_each_row_its_users_reward(
     messages = reward([chat] * 5, [[{"role": "assistant", "content": text}] for _, text in rows], users)
 
     expected = [
-        api.post(
-            "/score", json={"user_id": user, "prompt": "Name a tree.", "completions": [text or "(no answer)"]}
-        ).json()["rewards"][0]
+        api.post("/score", json={"user_id": user, "prompt": "Name a tree.", "completions": [text]}).json()["rewards"][0]
         for user, text in rows
     ]
     assert texts == pytest.approx(expected, abs=1e-6)
