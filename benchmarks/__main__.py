@@ -34,6 +34,7 @@ OTHERS = (
     "equality",
     "gpu",
     "at_once",
+    "single_samples",
 )
 NAMES = DEFAULTS + OTHERS
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -68,12 +69,95 @@ class _Connection(asyncio.Protocol):
         self._finished.set()
 
 
-def request_bytes(url: str, body: bytes) -> bytes:
+class _Client(asyncio.Protocol):
+    """Takes the next of the requests that all clients share; with `reconnect` on a connection of its own each."""
+
+    def __init__(self, requests: deque[bytes], latencies: list[float], *, reconnect: bool) -> None:
+        self._requests = requests
+        self._latencies = latencies
+        self._reconnect = reconnect
+        self._buffer = b""
+        self._sent_at = 0.0
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failures = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._send()
+
+    def _send(self) -> None:
+        if not self._requests:
+            self._transport.close()
+            return
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._requests.popleft())
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        length = answer_length(self._buffer)
+        if length is None or len(self._buffer) < length:
+            return
+        self._latencies.append(time.perf_counter() - self._sent_at)
+        self.failures += not self._buffer.startswith(b"HTTP/1.1 200")
+        self._buffer = b""
+        if self._reconnect:
+            self._transport.close()
+        else:
+            self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+def run_clients(
+    url: str,
+    bodies: Sequence[bytes],
+    *,
+    clients: int,
+    reconnect: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> LoadResult:
+    """Send each body once, in order, by so many clients that take the next one as soon as they are answered.
+
+    Args:
+        url: Where to.
+        bodies: JSON.
+        clients: Requests in flight.
+        reconnect: Whether every request has a connection of its own, as clients have that open a session for each.
+        headers: More of them.
+    """
+    parts = urlsplit(url)
+    requests = deque(request_bytes(url, body, headers) for body in bodies)
+    latencies: list[float] = []
+
+    async def client() -> int:
+        failures = 0
+        while requests:
+            _, protocol = await asyncio.get_running_loop().create_connection(
+                lambda: _Client(requests, latencies, reconnect=reconnect), parts.hostname, parts.port
+            )
+            await protocol.closed
+            failures += protocol.failures
+        return failures
+
+    async def drive() -> LoadResult:
+        started = time.perf_counter()
+        failures = sum(await asyncio.gather(*(client() for _ in range(clients))))
+        wall_s = time.perf_counter() - started
+        if len(latencies) != len(bodies):
+            raise RuntimeError(f"{len(bodies) - len(latencies)} of {len(bodies)} requests were not answered")
+        return LoadResult(np.array(latencies), wall_s, failures)
+
+    return uvloop.run(drive())
+
+
+def request_bytes(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     """One POST of JSON, as it goes over the wire."""
     parts = urlsplit(url)
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     return (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"{more}Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
 
 
