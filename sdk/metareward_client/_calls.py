@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from metareward_client._call import Call, body_of, reader
 from metareward_client.answers import Score, Scores
 from metareward_client.errors import FieldError, InvalidRequest, UnexpectedAnswer
 from metareward_client.requests import PromptLike
+
+_KEY = re.compile(r"[!-~]{1,255}")
 
 
 def score(
@@ -197,6 +200,9 @@ def _change(
     query: tuple[tuple[str, str], ...] = (),
 ) -> Call[answers.ChangeT]:
     key = str(uuid.uuid4()) if idempotency_key is None else idempotency_key
+    if not _KEY.fullmatch(key):
+        message = "must be 1 to 255 printable ASCII characters without spaces"
+        raise InvalidRequest("Nothing was sent.", errors=[FieldError("idempotency_key", message)])
     return Call(method, _of_user(user_id, what), reader(model), body, query, idempotency_key=key)
 
 

@@ -76,9 +76,9 @@ class Rewards:
         return promise.result()
 
     def _need_a_sender(self) -> None:
-        if self._idle:
-            self._changed.notify_all()
-        elif self._senders < self._most_senders:
+        # Who gathers looks whether the batch is full now, who is idle whether there is something to gather.
+        self._changed.notify_all()
+        if not self._idle and self._senders < self._most_senders:
             self._senders += 1
             threading.Thread(target=self._work, name="metareward-reward", daemon=True).start()
 
