@@ -3,8 +3,8 @@
     from metareward_client.openrlhf import reward_func
 
 OpenRLHF takes a path that ends in .py for a file with a `reward_func(queries, prompts, labels)`, which it calls in a
-thread for each sample (`openrlhf/utils/agent.py`). Against the server's URL in its place this waits where the server says
-so, carries a key, and can say what the user wrote: OpenRLHF's prompts are rendered by the policy's chat template, but a
+thread for each sample (`openrlhf/utils/agent.py`). Unlike the server's URL in its place it waits as the server says,
+carries a key, and can say what the user wrote: OpenRLHF's prompts are rendered by the policy's chat template, but a
 label `{"user_id": "ada", "prompt": ...}` (`--data.label_key`) is passed as it is. OpenRLHF itself is not imported.
 """
 
