@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -16,7 +17,9 @@ import pytest
 from cohere.errors import NotFoundError, UnauthorizedError, UnprocessableEntityError
 from deployment import Front, Server
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "rerank_cohere.py"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples/rerank_cohere.py"
+PAGE = ROOT / "docs/rlhf/rerank.md"
 QUERY = "How do I keep basil alive indoors?"
 DOCUMENTS = ["Light and water.", "What a lovely question! Basil has a long history.", "", "Buy a new one."]
 PAIRS = [
@@ -114,6 +117,13 @@ def test_an_overloaded_server_is_asked_again_by_the_client_itself(server: Server
         assert front.refused_at, "nothing was refused, so nothing was tried"
     finally:
         front.close()
+
+
+def test_the_first_lines_of_the_page_run(server: Server) -> None:
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    code = code.replace("http://127.0.0.1:8000", server.url)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert sorted(line.split()[0] for line in said.stdout.splitlines()) == ["0", "1"]
 
 
 def test_the_example_runs_as_it_is_written(server: Server) -> None:

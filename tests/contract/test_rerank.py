@@ -7,13 +7,16 @@ API 1.0 (models up to jina-reranker-v3). Answers are read as these clients read 
 from __future__ import annotations
 
 import math
+import re
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from documented import check_answer, read_document
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/rlhf/rerank.md"
 DOCUMENT = read_document()
 QUERY = "How do I keep basil alive indoors?"
 TEXTS = [
@@ -112,6 +115,13 @@ def test_what_jinas_and_coheres_v1_clients_send_and_read(api: httpx.Client, ada:
 def test_documents_that_are_too_long_are_shortened_and_told(api: httpx.Client) -> None:
     answer = reranked(api, 2, documents=["Short.", "word " * 2000])
     assert answer["truncated"] == [1]
+
+
+def test_the_call_of_the_page_runs(api: httpx.Client) -> None:
+    (body,) = re.findall(r"8000/v1/rerank -H \S+ \S+ -d '(.*?)'\n", PAGE.read_text(), re.DOTALL)
+    response = api.post("/v1/rerank", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200, response.text
+    assert response.json()["user_id"] == "ada"
 
 
 MANY = ["x"] * 4097

@@ -41,7 +41,7 @@ async def rerank_v2(request: Request, body: CohereRerankRequest) -> Response:
     """
     _, answer = await _score(request, body)
     return json_response(
-        {**_common(request, body, answer, "2"), "results": [_result(each) for each in _ranked(answer, body)]}
+        {"results": [_result(each) for each in _ranked(answer, body)], **_common(request, body, answer, "2")}
     )
 
 
@@ -61,7 +61,6 @@ async def rerank_v1(request: Request, body: JinaRerankRequest) -> Response:
     texts = None if body.return_documents is False else body.texts
     return json_response(
         {
-            **_common(request, body, answer, "1"),
             "model": served.checkpoint.name,
             "object": "list",
             "usage": {"total_tokens": answer.computed_tokens},
@@ -69,6 +68,7 @@ async def rerank_v1(request: Request, body: JinaRerankRequest) -> Response:
                 _result(each) if texts is None else {**_result(each), "document": {"text": texts[each.index]}}
                 for each in _ranked(answer, body)
             ],
+            **_common(request, body, answer, "1"),
         }
     )
 
