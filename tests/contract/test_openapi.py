@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROUTES = {
     ("/score", "post"),
+    ("/classify", "post"),
+    ("/v1/models", "get"),
+    ("/v1/openrlhf/get_reward", "post"),
     ("/v1/rerank", "post"),
     ("/v2/rerank", "post"),
     ("/users", "get"),
@@ -52,7 +55,8 @@ def test_the_routes_are_these(document: dict[str, Any]) -> None:
 
 def test_every_body_and_parameter_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("AdaptRequest", "FeedbackRequest", "ScoreOneRequest", "ScoreManyRequest", "SuggestRequest"):
+    bodies = ("AdaptRequest", "FeedbackRequest", "ScoreOneRequest", "ScoreManyRequest", "SuggestRequest")
+    for name in (*bodies, "ClassifyTextsIn", "ClassifyConversationIn", "GetRewardRequest"):
         assert schemas[name]["examples"]
         for example in schemas[name]["examples"]:
             schema_check(document, {"$ref": f"#/components/schemas/{name}"}, example)
