@@ -21,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ADAPT = json.loads((ROOT / "examples/adapt.json").read_text())
 SCORE = json.loads((ROOT / "examples/score.json").read_text())
 KEY = "0123456789abcdef" * 2
+# Texts that a client rendered.
+RENDERED = [
+    ("/classify", {"model": "demo@ada", "input": "Why?\n\nBecause of air."}),
+    ("/classify", {"model": "demo", "input": [[101, 2339, 1029, 102]]}),
+    ("/v1/openrlhf/get_reward", {"query": ["Why? Because."], "prompts": ["Why?"], "labels": ["ada"]}),
+]
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -58,10 +64,15 @@ def test_a_server_without_torch_over_a_worker_gives_the_rewards_of_one_with_its_
             with bare.client() as remote, embedded.client() as local:
                 for client in (remote, local):
                     assert client.post("/users/ada/adapt", json=ADAPT).json()["version"] == 1
-                for request in (SCORE, body(1), body(2)):
+                nobodys = {**body(1), "user_id": None, "completions": ["", "Because.", " \n"]}
+                for request in (SCORE, body(1), body(2), nobodys):
                     answers = [client.post("/score", json=request).json() for client in (remote, local)]
                     np.testing.assert_allclose(answers[0]["rewards"], answers[1]["rewards"], rtol=0, atol=1e-9)
                     assert answers[0]["order"] == answers[1]["order"]
+                for path, rendered in RENDERED:
+                    given, wanted = [client.post(path, json=rendered).json() for client in (remote, local)]
+                    given, wanted = [answer.get("rewards") or answer["data"][0]["probs"] for answer in (given, wanted)]
+                    np.testing.assert_allclose(given, wanted, rtol=0, atol=1e-9)
                 assert remote.get("/ready").json() == {"ready": True, "degraded": []}
                 backbone = remote.get("/info").json()["backbone"]
                 assert (backbone["id"], backbone["workers"]) == ("minilm", 1)
