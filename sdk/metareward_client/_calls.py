@@ -81,7 +81,18 @@ def rerank(
 ) -> Call[answers.Reranked]:
     """POST /v2/rerank."""
     values = {"query": query, "documents": documents, "user": user_id, "top_n": top_n, "model": model}
-    return Call("POST", "/v2/rerank", reader(answers.Reranked), body_of(requests.RerankRequest, values))
+    body = body_of(requests.RerankRequest, values)
+    read = reader(answers.Reranked)
+    expected = len(documents) if top_n is None else min(top_n, len(documents))
+
+    def parse(answer: bytes) -> answers.Reranked:
+        reranked = read(answer)
+        indices = {each.index for each in reranked.results}
+        if not len(reranked.results) == len(indices) == expected or not indices <= set(range(len(documents))):
+            raise UnexpectedAnswer(f"The server ranked {len(reranked.results)} documents of {len(documents)}.")
+        return reranked
+
+    return Call("POST", "/v2/rerank", parse, body)
 
 
 def adapt(

@@ -65,15 +65,27 @@ class Ranked(AnswerModel):
     index: int
     """Of the document, as sent."""
     relevance_score: float
-    """Calibrated probability that the user prefers it to the average text, 0 to 1."""
-    reward: float | None = None
-    """The same as log-odds, unrounded."""
+    """Calibrated probability that the user prefers it to the average training text, 0 to 1."""
+    reward: float
+    """The same in log-odds, as `Score.rewards`: differences of rewards compare two documents."""
+    reward_std: float | None = None
+    """Posterior standard deviation of the reward, where the checkpoint has one."""
 
 
 class Reranked(AnswerModel):
     """Documents from best to worst."""
 
     results: list[Ranked]
+    user_id: str | None = None
+    """None: nobody in particular."""
+    user_state: str | None = None
+    """As in `Score`."""
+    version: int | None = None
+    """The user's version; 0 for an unknown user."""
+    checkpoint_id: str | None = None
+    """The checkpoint that answered."""
+    truncated: list[int] = []
+    """Indices of the documents that were shortened."""
     id: str | None = None
     """Names the request."""
     meta: dict[str, Any] | None = None

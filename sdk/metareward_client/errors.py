@@ -96,10 +96,9 @@ class RequestError(MetarewardError):
         self.errors = tuple(errors)
 
     def _about(self) -> str:
-        if not self.errors:
-            return self.detail
-        shown = "; ".join(f"{field}: {message}" for field, message in self.errors[:5])
-        return f"{self.detail} {shown}{'; ...' if len(self.errors) > 5 else ''}"
+        # Of a conflict the server says the same twice.
+        news = [f"{field}: {message}" for field, message in self.errors if message not in self.detail]
+        return " ".join([self.detail, "; ".join([*news[:5], "..."][: len(news)])]).rstrip()
 
 
 class InvalidRequest(RequestError, ValueError):

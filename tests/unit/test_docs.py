@@ -9,7 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md"), *ROOT.glob("deploy/**/*.md")]
+    [
+        ROOT / "README.md",
+        ROOT / "sdk/README.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("docker/*.md"),
+        *ROOT.glob("deploy/**/*.md"),
+    ]
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"\b(?:TODO|TBD|FIXME|XXX|MEASURED_\w+)\b")
