@@ -145,23 +145,25 @@ class BulkRun:
         Raises:
             MetarewardError: What went wrong; all before it is on the disk.
         """
-        runtime = build_runtime(self._settings, Metrics())
-        try:
-            served = runtime.serving.active
-            with ResumableOutput(
-                "--output",
-                self._output,
-                plan={"checkpoint": served.checkpoint_id, **self._plan},
-                fresh=self._fresh,
-                resumable=self._source.size is not None,
-            ) as out:
-                if out.mark is not None:
-                    self._source.skip(out.mark)
+        # A large model loads for minutes: what can be refused is refused before.
+        with ResumableOutput(
+            "--output",
+            self._output,
+            plan=self._plan,
+            fresh=self._fresh,
+            resumable=self._source.size is not None,
+        ) as out:
+            if out.mark is not None:
+                self._source.skip(out.mark)
+            runtime = build_runtime(self._settings, Metrics())
+            try:
+                served = runtime.serving.active
+                out.settle("checkpoint", served.checkpoint_id)
                 users = self._everybody(runtime, out) if self._listed is None else self._listed
                 with flow("scoring", self._source.size, self._source.position) as shown:
                     return asyncio.run(self._score(runtime, served, users, out, shown))
-        finally:
-            runtime.close()
+            finally:
+                runtime.close()
 
     def _everybody(self, runtime: Runtime, out: ResumableOutput) -> list[str | None]:
         """All users of the tenant when the run began: they are written beside the output, for whoever goes on."""

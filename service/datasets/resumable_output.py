@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -138,7 +138,7 @@ class ResumableOutput:
         Args:
             flag: Names it in errors.
             path: The output.
-            plan: What must be the same to go on: names as a person knows them, and digests or ids.
+            plan: What must be the same to go on: names as a person knows them, and digests or ids; `settle` adds more.
             fresh: Replace what is there.
             resumable: Whether the input can be read again; else no state is kept.
 
@@ -146,6 +146,7 @@ class ResumableOutput:
             ConfigurationError: Something else is there, the plan is another one, another process writes there, or it
                 cannot be written.
         """
+        self._name = f"{flag} {path}"
         self._plan = dict(plan)
         self._stream = is_stream(path)
         self._state = None if self._stream or not resumable else beside(path, "state.json")
@@ -155,7 +156,7 @@ class ResumableOutput:
         self.counts: dict[str, int] = {}
         lengths = (0, 0)
         if not self._stream and not fresh:
-            lengths = self._agree(flag, path)
+            lengths = self._agree(path)
         self._output = GrowingFile(flag, path, length=lengths[0])
         try:
             if self._rejected_path is not None and (lengths[1] or self._rejected_path.exists()):
@@ -165,7 +166,7 @@ class ResumableOutput:
             self._output.close()
             raise
 
-    def _agree(self, flag: str, path: Path) -> tuple[int, int]:
+    def _agree(self, path: Path) -> tuple[int, int]:
         """Lengths of both files where an earlier run is gone on with."""
         state: dict[str, Any] | None = None
         if self._state is not None and self._state.exists():
@@ -181,19 +182,31 @@ class ResumableOutput:
         if state is None:
             if path.exists() and path.stat().st_size:
                 raise ConfigurationError(
-                    f"{flag} {path} is there already, and no state beside it says how to go on: give another path, or "
+                    f"{self._name} is there already, and no state beside it says how to go on: give another path, or "
                     "--fresh to replace it"
                 )
             return 0, 0
-        names = {**known, **self._plan}
-        if other := [name for name in names if known.get(name) != self._plan.get(name)]:
-            raise ConfigurationError(
-                f"{flag} {path} was begun with another {', another '.join(other)}: give what was given then, or "
-                "--fresh to begin anew"
-            )
+        self._require([name for name, value in self._plan.items() if known.get(name, value) != value])
+        self._plan = {**known, **self._plan}
         if mark.bytes:
             self.mark, self.counts = mark, counts
         return lengths
+
+    def _require(self, other: Sequence[str]) -> None:
+        if other:
+            raise ConfigurationError(
+                f"{self._name} was begun with another {', another '.join(other)}: give what was given then, or --fresh "
+                "to begin anew"
+            )
+
+    def settle(self, name: str, value: str) -> None:
+        """Add to the plan what was not known at first.
+
+        Raises:
+            ConfigurationError: The earlier run had another one.
+        """
+        self._require([name] if self._plan.get(name, value) != value else [])
+        self._plan[name] = value
 
     def write(self, lines: bytes) -> None:
         """Append whole lines."""

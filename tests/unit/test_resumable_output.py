@@ -55,6 +55,10 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
         out.sync(Mark(10, 1, "d"), {})
     with pytest.raises(ConfigurationError, match="begun with another checkpoint, another --users: give what was"):
         opened(path, checkpoint="other", **{"--users": "others"})
+    with opened(path) as out:
+        out.settle("checkpoint", "c")
+        with pytest.raises(ConfigurationError, match="begun with another checkpoint: give"):
+            out.settle("checkpoint", "other")
     with opened(path), pytest.raises(ConfigurationError, match="another process is writing"):
         opened(path)
     with opened(path, fresh=True, checkpoint="other") as out:
