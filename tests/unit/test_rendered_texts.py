@@ -99,6 +99,19 @@ def test_ids_and_texts_keep_one_bos_and_their_end_when_they_are_shortened():
         tokenise_rendered(own, RenderedText("", "input[0]"), truncate=True)
 
 
+def test_a_text_that_came_with_a_bos_or_without_has_the_ids_of_its_messages():
+    own = renderer()
+    expected = own.tokenise([USER], "Scattering.", truncate=False).token_ids
+    without = f"<<user>> {USER['content']} <<end>><<assistant>> Scattering. <<end>>"
+    # verl takes BOS off, for the server's tokenizer puts one there; others leave it.
+    for text in (
+        RenderedText(without, "", True),
+        RenderedText(BOS + without, "", True),
+        RenderedText(BOS + without, ""),
+    ):
+        assert tokenise_rendered(own, text, truncate=False).token_ids == expected
+
+
 def test_ids_lie_within_the_tokenizers_vocabulary_and_what_was_added_to_it():
     own = renderer()
     assert own.vocab_size == 258
