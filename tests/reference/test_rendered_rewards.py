@@ -30,7 +30,7 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, request):
+def served(tmp_path_factory):
     """Two checkpoints on a random Llama with SmolLM2's tokenizer and template, and a way to ask."""
     from transformers import AutoTokenizer
 
@@ -50,10 +50,8 @@ def served(tmp_path_factory, request):
         dtype="float32",
     )
     runtime = build_runtime(settings, Metrics())
-    request.addfinalizer(runtime.close)
     app = create_app(runtime, settings)
     loop = asyncio.new_event_loop()
-    request.addfinalizer(loop.close)
 
     def ask(path: str, body: Any) -> Any:
         async def post() -> httpx.Response:
@@ -66,11 +64,20 @@ def served(tmp_path_factory, request):
 
     pair = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "What a lovely question, dear!"}
     ask("/users/ada/adapt", {"pairs": [pair]})
-    return ask, AutoTokenizer.from_pretrained(directory), backbone, second
+    yield ask, AutoTokenizer.from_pretrained(directory), backbone, second
+    loop.close()
+    runtime.close()
 
 
-def rewards(ask: Ask, messages: Any, user: str | None = "ada") -> dict[str, Any]:
-    return ask("/score", {"user_id": user, "prompt": messages, "completions": ANSWERS, "return_base_rewards": True})
+def sample(ask: Ask, prompt: str, answers: list[str], end: str) -> Any:
+    query = [f"{prompt}{answer}{end}" for answer in answers]
+    prompts, labels = [prompt] * len(query), ["ada"] * len(query)
+    return ask("/v1/openrlhf/get_reward", {"query": query, "prompts": prompts, "labels": labels})
+
+
+def rewards(ask: Ask, messages: Any, answers: list[str] = ANSWERS) -> Any:
+    body = {"user_id": "ada", "prompt": messages, "completions": answers, "return_base_rewards": True}
+    return ask("/score", body)
 
 
 @pytest.mark.parametrize("messages", [[USER], TURNS], ids=["question", "conversation"])
@@ -99,18 +106,17 @@ def test_samples_of_a_policy_have_the_reward_of_their_messages(served, messages)
     ask, tokenizer, _, _ = served
     expected = rewards(ask, messages)
     own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    for prompt, end in ((own, "<|im_end|>"), (own, ""), (own, "<|im_end|>\n<|endoftext|>"), (LLAMA_3, "<|eot_id|>")):
-        if prompt == LLAMA_3 and messages != [USER]:
-            continue
-        # Llama 3's template trims what is said, so that its blanks are nowhere.
-        said = [answer.strip() if prompt == LLAMA_3 else answer for answer in ANSWERS]
-        body = {"query": [f"{prompt}{answer}{end}" for answer in said], "prompts": [prompt] * 2, "labels": ["ada"] * 2}
-        answer = ask("/v1/openrlhf/get_reward", body)
-        wanted = [ask("/score", {"user_id": "ada", "prompt": messages, "completions": said})["rewards"]]
-        assert answer["rewards"] == pytest.approx(wanted[0], abs=1e-6)
-        assert answer["extra_logs"]["unknown_format"] == [0.0, 0.0]
-        if prompt == own:
-            assert answer["rewards"] == pytest.approx(expected["rewards"], abs=1e-6)
+    for end in ("<|im_end|>", "", "<|im_end|>\n<|endoftext|>"):
+        sampled = sample(ask, own, ANSWERS, end)
+        assert sampled["rewards"] == pytest.approx(expected["rewards"], abs=1e-6)
+        assert sampled["extra_logs"]["unknown_format"] == [0.0, 0.0]
+
+
+def test_samples_of_a_policy_of_another_family_too(served):
+    ask = served[0]
+    said = [answer.strip() for answer in ANSWERS]  # Llama 3's template trims what is said
+    sampled = sample(ask, LLAMA_3, said, "<|eot_id|>")
+    assert sampled["rewards"] == pytest.approx(rewards(ask, [USER], said)["rewards"], abs=1e-6)
 
 
 def test_another_loaded_checkpoint_answers_by_its_name(served):
