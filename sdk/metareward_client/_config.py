@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ _VISIBLE = re.compile(r"[!-~]+")
 
 def user_agent() -> str:
     """Names this package and the Python that runs it."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         own = version("metareward-client")
     except PackageNotFoundError:  # run from a checkout that is not installed
