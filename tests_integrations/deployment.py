@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -91,6 +92,7 @@ class Front:
         self._lock = threading.Lock()
         self._refuse_for_s: float | None = None
         self._open: set[socket.socket] = set()
+        self._on_request: Callable[[], None] | None = None
         self.failed = threading.Event()
         """Set when a connection could not be passed on."""
         self.refused_at: list[float] = []
@@ -104,6 +106,11 @@ class Front:
             for each in self._open:
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
+
+    def on_next_request(self, then: Callable[[], None]) -> None:
+        """Call `then` once, when bytes of a request have been passed on to the server."""
+        with self._lock:
+            self._on_request = then
 
     def close(self) -> None:
         """Accept nothing more."""
@@ -139,17 +146,24 @@ class Front:
             with upstream:
                 with self._lock:
                     self._open |= {connection, upstream}
-                back = threading.Thread(target=self._pass_on, args=(upstream, connection), daemon=True)
+                back = threading.Thread(
+                    target=self._pass_on, args=(upstream, connection), kwargs={"to_server": False}, daemon=True
+                )
                 back.start()
-                self._pass_on(connection, upstream)
+                self._pass_on(connection, upstream, to_server=True)
                 back.join()
                 with self._lock:
                     self._open -= {connection, upstream}
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, *, to_server: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
+                if to_server:
+                    with self._lock:
+                        then, self._on_request = self._on_request, None
+                    if then is not None:
+                        then()
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
