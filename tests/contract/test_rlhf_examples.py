@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -200,6 +201,34 @@ def blocks(page: Path, language: str) -> list[str]:
     found = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     assert found
     return found
+
+
+@pytest.mark.parametrize("stack", ["verl", "openrlhf"])
+def test_the_data_of_a_page_is_read_by_its_reward_function(
+    server: ServerProcess,
+    api: httpx.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: str,
+) -> None:
+    monkeypatch.setenv("METAREWARD_URL", server.url)
+    monkeypatch.chdir(tmp_path)
+    pyarrow = types.ModuleType("pyarrow")
+    pyarrow.parquet = types.SimpleNamespace(write_table=lambda *_: None)  # type: ignore[attr-defined]
+    pyarrow.Table = types.SimpleNamespace(from_pylist=list)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyarrow", pyarrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", pyarrow.parquet)
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / f"docs/rlhf/{stack}.md", "python"):
+        exec(compile(block, stack, "exec"), names)
+    for (user, text), row in zip(names["asked"], names["rows"], strict=True):
+        if stack == "verl":
+            # The page's own: the user does not see what is thought.
+            answer = names["compute_score"](row["data_source"], "<think>Hm.</think>Oak.", "", row["extra_info"])
+            found = asyncio.run(answer)["score"]
+        else:
+            found = names["reward_func"](["[user] ... [/] Oak.</s>"], ["[user] ... [/] "], [row["label"]])["rewards"][0]
+        assert found == pytest.approx(reward_of(api, user, text, "Oak."), abs=1e-6)
 
 
 def test_the_page_of_plain_http_runs_as_written(
