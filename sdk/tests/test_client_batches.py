@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import multiprocessing
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import httpx
 import pytest
-from twins import INFO, KINDS, Twin, problem, scored
+from twins import INFO, KINDS, Server, Twin, problem, scored, server_of
 
 import metareward_client as mc
 from metareward_client._many import Part, requests_of
@@ -22,77 +18,8 @@ from metareward_client._together import Batch, Wish
 both = pytest.mark.parametrize("kind", KINDS)
 
 
-class Server:
-    """Answers to /score; keeps what it was asked, and how many at a time."""
-
-    def __init__(self, answer: Callable[[httpx.Request], httpx.Response] = scored) -> None:
-        self._answer = answer
-        self._lock = threading.Lock()
-        self.bodies: list[dict[str, Any]] = []
-        self.most = 0
-        self._now = 0
-
-    def begin(self, request: httpx.Request) -> None:
-        with self._lock:
-            if request.url.path == "/score":
-                self.bodies.append(json.loads(request.content))
-            self._now += 1
-            self.most = max(self.most, self._now)
-
-    def end(self) -> None:
-        with self._lock:
-            self._now -= 1
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.begin(request)
-        try:
-            time.sleep(0.01)
-            return self._answer(request)
-        finally:
-            self.end()
-
-
-class AsyncServer(Server):
-    """The same without blocking the loop."""
-
-    async def __call__(self, request: httpx.Request) -> httpx.Response:  # type: ignore[override]
-        self.begin(request)
-        try:
-            await asyncio.sleep(0.01)
-            return self._answer(request)
-        finally:
-            self.end()
-
-
-def server_of(kind: str, answer: Callable[[httpx.Request], httpx.Response] = scored) -> Server:
-    return AsyncServer(answer) if kind == "awaited" else Server(answer)
-
-
 def item(prompt: str, *completions: str, user_id: str | None = None) -> mc.ScoreItem:
     return mc.ScoreItem(prompt=prompt, completions=list(completions), user_id=user_id)
-
-
-def together(twin: Twin, asks: list[dict[str, Any]]) -> list[Any]:
-    """What `reward` of each is, or its error, all asked at the same time."""
-    if isinstance(twin.client, mc.Client):
-
-        def ask(each: dict[str, Any]) -> Any:
-            gate.wait()
-            try:
-                return twin.client.reward(**each)
-            except Exception as error:
-                return error
-
-        gate = threading.Barrier(len(asks))
-        with ThreadPoolExecutor(len(asks)) as threads:
-            return list(threads.map(ask, asks))
-
-    async def ask_all() -> list[Any]:
-        return await asyncio.gather(*(twin.client.reward(**each) for each in asks), return_exceptions=True)
-
-    assert twin._loop is not None
-    found: list[Any] = twin._loop.run_until_complete(ask_all())
-    return found
 
 
 def sizes(server: Server) -> list[int]:
@@ -198,7 +125,7 @@ def test_single_scores_of_concurrent_callers_are_one_request(kind: str) -> None:
     asks = [{"prompt": f"p{i % 4}", "completion": "x" * i, "user_id": f"u{i % 2}"} for i in range(32)]
     with Twin(kind, server, batch_size=32, batch_window_s=5) as twin:
         began = time.monotonic()
-        assert together(twin, asks) == [float(i) for i in range(32)]
+        assert twin.together(asks) == [float(i) for i in range(32)]
     assert time.monotonic() - began < 4, "a full batch does not wait for the window to close"
     (body,) = server.bodies
     assert len(body["items"]) == 4, "completions of one prompt for one user are one item"
@@ -209,7 +136,7 @@ def test_what_does_not_go_together_goes_apart(kind: str) -> None:
     server = server_of(kind)
     asks = [{"prompt": "p", "completion": "x" * i, "truncate": i % 2 == 0} for i in range(16)]
     with Twin(kind, server, batch_window_s=0.1) as twin:
-        assert together(twin, asks) == [float(i) for i in range(16)]
+        assert twin.together(asks) == [float(i) for i in range(16)]
     assert sorted((body["truncate"], size) for body, size in zip(server.bodies, sizes(server), strict=True)) == [
         (False, 8),
         (True, 8),
@@ -221,7 +148,7 @@ def test_batches_are_no_larger_than_asked_and_requests_no_more(kind: str) -> Non
     server = server_of(kind)
     asks = [{"prompt": "p", "completion": "x" * i} for i in range(64)]
     with Twin(kind, server, batch_size=8, max_concurrency=2) as twin:
-        assert together(twin, asks) == [float(i) for i in range(64)]
+        assert twin.together(asks) == [float(i) for i in range(64)]
     assert max(sizes(server)) <= 8
     assert server.most <= 2
 
@@ -240,7 +167,7 @@ def test_a_bad_one_fails_alone(kind: str) -> None:
     server = server_of(kind, answer)
     asks = [{"prompt": f"p{i % 3}", "completion": "bad" if i % 5 == 0 else "x" * i} for i in range(20)]
     with Twin(kind, server, batch_size=20, batch_window_s=5) as twin:
-        found = together(twin, asks)
+        found = twin.together(asks)
     for i, each in enumerate(found):
         if i % 5:
             assert each == float(i)
@@ -258,7 +185,7 @@ def test_who_is_to_blame_is_looked_for_where_the_server_does_not_say(kind: str) 
     asks = [{"prompt": f"p{i}", "completion": "bad" if i == 11 else "x" * i} for i in range(16)]
     server = server_of(kind, answer)
     with Twin(kind, server, batch_size=16, batch_window_s=5) as twin:
-        found = together(twin, asks)
+        found = twin.together(asks)
     assert isinstance(found.pop(11), mc.TooLarge)
     assert found == [float(i) for i in range(16) if i != 11]
     assert len(server.bodies) == 9, "halves of 16, 8, 4 and 2"
@@ -268,7 +195,7 @@ def test_who_is_to_blame_is_looked_for_where_the_server_does_not_say(kind: str) 
 def test_what_befalls_the_server_befalls_all(kind: str) -> None:
     asks = [{"prompt": "p", "completion": "x" * i, "deadline": 5} for i in range(8)]
     with Twin(kind, lambda request: problem(503, retry_after="60")) as twin:
-        found = together(twin, asks)
+        found = twin.together(asks)
     assert [type(each) for each in found] == [mc.Overloaded] * 8
     assert len({id(each) for each in found}) == 8, "each has an error of its own"
 
@@ -286,136 +213,9 @@ def test_each_caller_leaves_at_its_own_deadline(kind: str) -> None:
         {"prompt": "p", "completion": "abc", "deadline": 10},
     ]
     with Twin(kind, server_of(kind, answer), batch_size=2, batch_window_s=5) as twin:
-        impatient, patient = together(twin, asks)
+        impatient, patient = twin.together(asks)
     assert isinstance(impatient, mc.DeadlineExceeded)
     assert patient == 3.0
-
-
-def test_a_cancelled_task_leaves_and_takes_nobody_along() -> None:
-    server = AsyncServer()
-
-    async def main() -> None:
-        async with mc.AsyncClient(transport=httpx.MockTransport(server), batch_window_s=0.05) as client:
-            stays = asyncio.ensure_future(client.reward("p", "abc"))
-            goes = asyncio.ensure_future(client.reward("p", "gone"))
-            await asyncio.sleep(0)
-            goes.cancel()
-            assert await stays == 3.0
-            with pytest.raises(asyncio.CancelledError):
-                await goes
-        assert server.bodies[0]["items"][0]["completions"] == ["abc"], "what nobody waits for is not sent"
-
-    asyncio.run(main())
-
-
-def test_a_request_that_nobody_waits_for_any_more_is_ended() -> None:
-    arrived, ended = asyncio.Event(), asyncio.Event()
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        arrived.set()
-        try:
-            await asyncio.sleep(30)
-        finally:
-            ended.set()
-        return scored(request)
-
-    async def main() -> None:
-        async with mc.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            tasks = [asyncio.ensure_future(client.reward("p", "a" * i)) for i in range(3)]
-            await asyncio.wait_for(arrived.wait(), 5)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait_for(ended.wait(), 5)
-
-    asyncio.run(main())
-
-
-def test_a_cancelled_score_many_ends_its_requests() -> None:
-    arrived, ended = asyncio.Event(), asyncio.Event()
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/info":
-            return scored(request)
-        arrived.set()
-        try:
-            await asyncio.sleep(30)
-        finally:
-            ended.set()
-        return scored(request)
-
-    async def main() -> None:
-        async with mc.AsyncClient(transport=httpx.MockTransport(answer), batch_size=1) as client:
-            task = asyncio.ensure_future(client.score_many([item(f"p{i}", "a") for i in range(4)]))
-            await asyncio.wait_for(arrived.wait(), 5)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert ended.is_set()
-
-    asyncio.run(main())
-
-
-def test_one_client_serves_event_loops_one_after_another_and_beside_each_other() -> None:
-    client = mc.AsyncClient(transport=httpx.MockTransport(AsyncServer()))
-
-    async def ask(length: int) -> list[float]:
-        rewards = await asyncio.gather(*(client.reward("p", "x" * (length + i)) for i in range(4)))
-        (score,) = await client.score_many([item("p", "x" * length)])
-        return [*rewards, *score.rewards]
-
-    for length in (1, 2):
-        assert asyncio.run(ask(length)) == [length, length + 1, length + 2, length + 3, length]
-    with ThreadPoolExecutor(4) as threads:
-        assert [found[0] for found in threads.map(lambda length: asyncio.run(ask(length)), range(4))] == [0, 1, 2, 3]
-
-
-def test_threads_that_send_are_there_while_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metareward_client._sync_rewards.IDLE_S", 0.05)
-    with mc.Client(transport=httpx.MockTransport(scored)) as client:
-        before = threading.enumerate()
-        assert client.reward("p", "ab") == 2.0
-        (sender,) = [thread for thread in threading.enumerate() if thread not in before]
-        sender.join(5)
-        assert not sender.is_alive()
-        assert client.reward("p", "abc") == 3.0
-
-
-def _in_a_child(client: Any, answers: Any) -> None:
-    if isinstance(client, mc.Client):
-        answers.put([client.reward("p", "abc"), client.score("p", ["a"]).rewards[0]])
-    else:
-
-        async def ask() -> list[float]:
-            return [await client.reward("p", "abc"), (await client.score("p", ["a"])).rewards[0]]
-
-        answers.put(asyncio.run(ask()))
-
-
-@both
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_client_works_behind_a_fork_while_the_parent_uses_it(kind: str) -> None:
-    context = multiprocessing.get_context("fork")
-    held = threading.Event()
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        # In the parent a request is under way, in a thread that the child has not got.
-        if b"held" in request.content:
-            held.wait(10)
-        return scored(request)
-
-    with Twin(kind, answer) as twin:
-        other = threading.Thread(target=lambda: together(twin, [{"prompt": "p", "completion": "held"}]))
-        other.start()
-        answers = context.Queue()
-        child = context.Process(target=_in_a_child, args=(twin.client, answers))
-        child.start()
-        try:
-            assert answers.get(timeout=10) == [3.0, 1.0]
-        finally:
-            held.set()
-            child.join(10)
-            other.join(10)
-        assert child.exitcode == 0
 
 
 class Gone(Future[mc.Score]):

@@ -280,17 +280,18 @@ def test_retries_are_logged_without_texts(kind: str, caplog: pytest.LogCaptureFi
 
 
 def test_a_closed_client_says_so(kind: str) -> None:
-    twin = Twin(kind, scored)
-    twin.score("p", ["a"])
-    twin.close()
-    for ask in (lambda: twin.score("p", ["a"]), lambda: twin.reward("p", "a")):
-        with pytest.raises(RuntimeError, match="closed"):
-            ask()
+    with Twin(kind, scored) as twin:
+        twin.score("p", ["a"])
+        twin.close()
+        for ask in (lambda: twin.score("p", ["a"]), lambda: twin.reward("p", "a")):
+            with pytest.raises(RuntimeError, match="closed"):
+                ask()
 
 
 def test_a_copy_has_the_same_settings(kind: str) -> None:
     options: dict[str, Any] = {"base_url": "http://h:1", "api_key": "k", "timeout": 3.0, "headers": {"A": "b"}}
-    client = Twin(kind, **options).client
+    with Twin(kind, **options) as twin:
+        client = twin.client
     for other in (pickle.loads(pickle.dumps(client)), copy.copy(client), copy.deepcopy(client)):
         assert other._config == client._config
         assert type(other) is type(client)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -42,8 +46,8 @@ class Twin:
     def __init__(self, kind: str, handler: Handler | None = None, **options: Any) -> None:
         if handler is not None:
             options["transport"] = httpx.MockTransport(handler)
-        self._loop = asyncio.new_event_loop() if kind == "awaited" else None
         self.client: Any = AsyncClient(**options) if kind == "awaited" else Client(**options)
+        self._loop = asyncio.new_event_loop() if kind == "awaited" else None
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.client, name)
@@ -56,7 +60,69 @@ class Twin:
     def __exit__(self, *_: object) -> None:
         self.close()
         if self._loop is not None:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+    def together(self, asks: list[dict[str, Any]]) -> list[Any]:
+        """What `reward` of each is, or its error, all asked at the same time, by threads or tasks."""
+        if self._loop is None:
+            gate = threading.Barrier(len(asks))
+
+            def ask(each: dict[str, Any]) -> Any:
+                gate.wait()
+                try:
+                    return self.client.reward(**each)
+                except Exception as error:
+                    return error
+
+            with ThreadPoolExecutor(len(asks)) as threads:
+                return list(threads.map(ask, asks))
+
+        async def ask_all() -> list[Any]:
+            return await asyncio.gather(*(self.client.reward(**each) for each in asks), return_exceptions=True)
+
+        return self._loop.run_until_complete(ask_all())
+
+
+class Server:
+    """Answers to /score; keeps what it was asked, and how many at a time."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response] | None = None) -> None:
+        self._answer = answer or scored
+        self._lock = threading.Lock()
+        self.bodies: list[dict[str, Any]] = []
+        self.most = 0
+        self._now = 0
+
+    @contextlib.contextmanager
+    def _asked(self, request: httpx.Request) -> Iterator[None]:
+        with self._lock:
+            if request.url.path == "/score":
+                self.bodies.append(json.loads(request.content))
+            self._now += 1
+            self.most = max(self.most, self._now)
+        yield
+        with self._lock:
+            self._now -= 1
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        with self._asked(request):
+            time.sleep(0.01)
+            return self._answer(request)
+
+
+class AsyncServer(Server):
+    """The same without blocking the loop."""
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:  # type: ignore[override]
+        with self._asked(request):
+            await asyncio.sleep(0.01)
+            return self._answer(request)
+
+
+def server_of(kind: str, answer: Callable[[httpx.Request], httpx.Response] | None = None) -> Server:
+    """One that suits a kind of client."""
+    return AsyncServer(answer) if kind == "awaited" else Server(answer)
 
 
 def problem(status: int, kind: str = "overloaded", *, retry_after: str | None = None, **more: Any) -> httpx.Response:
