@@ -96,6 +96,10 @@ def read_classify(request: Mapping[str, Any]) -> ClassifyRequest:
         raise InvalidInput.single(
             "truncate_prompt_tokens", f"is not supported, but for {ALL_THAT_FITS} where users are; leave it out"
         )
+    if truncate is not None and request.get("truncation_side") not in (None, "left"):
+        raise InvalidInput.single(
+            "truncation_side", "must be left: a reward is read at the end of a text, so that stays"
+        )
     if ("input" in request) == ("messages" in request):
         raise InvalidInput.single("input", "give either input or messages")
     if "messages" in request:

@@ -87,7 +87,8 @@ _REWARD_MODEL: Final = (
 )
 _USER: Final = "Whose reward is asked for, in OpenAI's place for it; the same as in `model`, where that names one."
 _TRUNCATE: Final = (
-    f"{ALL_THAT_FITS}: a text that is too long loses its first tokens, as in vLLM. Left out, it gets 422."
+    f"{ALL_THAT_FITS}: a text that is too long loses its first tokens, as in vLLM with the truncation_side left. Left "
+    "out, it gets 422."
 )
 
 
@@ -97,6 +98,7 @@ class ClassifyTextsIn(ClassifyTexts):
     model: str | None = Field(None, description=_REWARD_MODEL, examples=["demo@ada"])
     user: str | None = Field(None, description=_USER, examples=["ada"])
     truncate_prompt_tokens: Literal[-1] | None = Field(None, description=_TRUNCATE)  # type: ignore[assignment]
+    truncation_side: Literal["left"] | None = Field(None, description="The end of a text always stays.")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -119,6 +121,7 @@ class ClassifyConversationIn(ClassifyConversation):
     model: str | None = Field(None, description=_REWARD_MODEL, examples=["demo@ada"])
     user: str | None = Field(None, description=_USER, examples=["ada"])
     truncate_prompt_tokens: Literal[-1] | None = Field(None, description=_TRUNCATE)  # type: ignore[assignment]
+    truncation_side: Literal["left"] | None = Field(None, description="The end of a text always stays.")
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -2,7 +2,7 @@
 
 What they send and how they read it is that of verl 0.9.1 (`experimental/reward_loop/reward_loop.py`: the
 discriminative reward model), OpenRLHF 0.11.2 (`utils/agent.py`, `trainer/ppo_utils/samples_generator.py`) and vLLM
-0.33 (the fields of its `/classify`).
+0.32 (the fields of its `/classify`).
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def test_without_a_user_a_text_has_the_base_rewards_of_the_checkpoint(api: httpx
         ({"model": 5, "input": "x"}, 422, "model", "no string"),
         ({"input": "x", "use_activation": True}, 422, "use_activation", "softmax"),
         ({"input": "x", "truncate_prompt_tokens": 16}, 422, "truncate_prompt_tokens", "-1"),
+        ({"input": "x", "truncate_prompt_tokens": -1, "truncation_side": "right"}, 422, "truncation_side", "left"),
         ({"input": "word " * 600}, 422, "input[0]", "at most 512"),
         ({"input": [[101], [101] * 513]}, 422, "input[1]", "at most 512"),
         ({"input": [[101, 30_522]]}, 422, "input[0]", "0 to 30521"),
