@@ -34,7 +34,7 @@ async def compute_score(
     *,
     base_url: str | None = None,
     timeout: float = TIMEOUT_S,
-    on_failure: float | str = "raise",
+    on_failure: float | str | None = "raise",
     on_missing_user: str = "population",
     prompt_key: str = "prompt",
     user_key: str = "user_id",
@@ -88,7 +88,7 @@ def compute_score_sync(
     *,
     base_url: str | None = None,
     timeout: float = TIMEOUT_S,
-    on_failure: float | str = "raise",
+    on_failure: float | str | None = "raise",
     on_missing_user: str = "population",
     prompt_key: str = "prompt",
     user_key: str = "user_id",
@@ -107,8 +107,8 @@ def compute_score_sync(
     return _answered(scored)
 
 
-def _fallback(on_failure: float | str) -> float | None:
-    if on_failure == "raise":
+def _fallback(on_failure: float | str | None) -> float | None:
+    if on_failure is None or on_failure == "raise":
         return None
     if isinstance(on_failure, str) or not math.isfinite(on_failure):
         raise ValueError("on_failure must be raise or the reward, a finite number, of samples without an answer")

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from guarded import Guarded
-from metareward_client import ConnectionFailed, InvalidRequest, NotAuthenticated
+from metareward_client import InvalidRequest, NotAuthenticated, TemporaryError
 from metareward_client.openrlhf import RewardFunction, completion_of, reward_function
 from servers import free_port
 
@@ -150,7 +150,7 @@ def test_a_server_with_keys_takes_one_from_the_environment(
 def test_a_server_that_stays_away_costs_the_run_or_a_reward_of_ones_choice(label: str) -> None:
     prompt = chatml([{"role": "user", "content": "Name a tree."}])
     url, sample = f"http://127.0.0.1:{free_port()}", (prompt + "Oak.<|im_end|>", prompt, label)
-    with pytest.raises(ConnectionFailed):
+    with pytest.raises(TemporaryError):
         roll_out(reward_function(url, timeout=0.3), [sample])
     (found,) = roll_out(reward_function(url, timeout=0.3, on_failure=-2.0), [sample])
     assert (found["reward"], found["failed"]) == (-2.0, 1.0)

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from metareward_client import ConnectionFailed, InvalidRequest
+from metareward_client import InvalidRequest, TemporaryError
 from servers import free_port
 
 from benchmarks.server import ServerProcess
@@ -178,7 +178,7 @@ def test_a_server_that_stays_away_ends_the_run_or_costs_a_reward_of_ones_choice(
     rows: list[dict[str, Any]], name: str
 ) -> None:
     away = {"base_url": f"http://127.0.0.1:{free_port()}", "timeout": 0.3}
-    with pytest.raises(ConnectionFailed):
+    with pytest.raises(TemporaryError):
         roll_out(load("pkg://metareward_client.verl", name, **away), rows[:1], ("Oak.",))
     samples = roll_out(load("pkg://metareward_client.verl", name, **away, on_failure=-1.5), rows[:2], ("Oak.",))
     assert [sample["reward_score"] for sample in samples] == [-1.5, -1.5]
