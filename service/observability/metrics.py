@@ -167,7 +167,8 @@ class Metrics(_Family):
         # Requests
         self.requests = self._counter(
             "requests",
-            "Requests answered, by route template and status; 499: the client had left.",
+            "Requests answered, by route template and status; 499: the client had left; 429: a quota, also where "
+            "clients that give up at a 4xx are told 503.",
             {"route": None, "status": None},
         )
         self.request_seconds = self._histogram(
@@ -324,7 +325,7 @@ class Metrics(_Family):
         )
         self.quota_refusals = self._counter(
             "quota_refusals",
-            "Requests refused with 429, by tenant and quota: requests, tokens, users.",
+            "Requests refused for a quota, by tenant and quota: requests, tokens, users.",
             {"tenant": None, "quota": None},
         )
         # Life

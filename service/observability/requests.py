@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Histogram
 
@@ -15,6 +15,11 @@ from service.observability.stages import RequestRecord
 
 if TYPE_CHECKING:
     from service.observability.tracing import RequestTrace, Tracing
+
+
+# A tenant's used-up quota is no failure of this server's, also where its clients must be told 503.
+_QUOTA: Final = "quota-exceeded"
+_QUOTA_STATUS: Final = 429
 
 
 class ObservedRequest:
@@ -68,10 +73,11 @@ class RequestObserver:
         """
         seconds = time.perf_counter() - request.started
         if self._metrics is not None:
-            series = self._series.get((route, status))
+            counted = _QUOTA_STATUS if problem == _QUOTA else status
+            series = self._series.get((route, counted))
             if series is None:
-                series = self._metrics.requests.labels(route, str(status)), self._metrics.request_seconds.labels(route)
-                self._series[route, status] = series
+                series = self._metrics.requests.labels(route, str(counted)), self._metrics.request_seconds.labels(route)
+                self._series[route, counted] = series
             series[0].inc()
             series[1].observe(seconds)
         self._access_log.note(

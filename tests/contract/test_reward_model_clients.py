@@ -173,6 +173,8 @@ def test_a_used_up_quota_ends_no_training_run(guarded: Guarded, path: str) -> No
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert (refused.json()["type"], refused.json()["quota"]) == ("urn:metareward:problem:quota-exceeded", "tokens")
+    metrics = httpx.get(guarded.server.metrics_url).text
+    assert f'metareward_requests_total{{route="{path}",status="429"}}' in metrics, "no failure of the server's"
 
 
 @pytest.mark.parametrize(
