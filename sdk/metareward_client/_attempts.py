@@ -153,7 +153,8 @@ class Attempts(Generic[T]):
         if isinstance(error, errors.RequestError) and self._call.field_of is not None:
             error.errors = tuple(FieldError(self._call.field_of(field), message) for field, message in error.errors)
         error.status = answer.status
-        error.request_id = answer.headers.get("x-request-id", error.request_id)
+        # A proxy's answer has none; what was sent may be in the server's log all the same.
+        error.request_id = answer.headers.get("x-request-id") or error.request_id or self._request_id
         self._fail(error, again=isinstance(error, TemporaryError) and self._call.repeatable)
 
     def _fail(self, error: MetarewardError, *, again: bool) -> None:

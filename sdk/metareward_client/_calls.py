@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -28,10 +28,11 @@ def score(
     return_pairwise: bool,
 ) -> Call[Score]:
     """POST /score for one prompt."""
+    completions = _listed(completions)
     body = body_of(
         requests.ScoreRequest,
         {
-            "prompt": prompt,
+            "prompt": _listed(prompt),
             "completions": completions,
             "user_id": user_id,
             "min_version": min_version,
@@ -80,6 +81,7 @@ def rerank(
     query: str, documents: Sequence[str], *, user_id: str | None, top_n: int | None, model: str | None
 ) -> Call[answers.Reranked]:
     """POST /v2/rerank."""
+    documents = _listed(documents)
     values = {"query": query, "documents": documents, "user": user_id, "top_n": top_n, "model": model}
     body = body_of(requests.RerankRequest, values)
     read = reader(answers.Reranked)
@@ -107,9 +109,9 @@ def adapt(
 ) -> Call[answers.Adapted]:
     """POST /users/{user_id}/adapt."""
     values = {
-        "pairs": list(pairs),
-        "ratings": list(ratings),
-        "rankings": list(rankings),
+        "pairs": _listed(pairs),
+        "ratings": _listed(ratings),
+        "rankings": _listed(rankings),
         "mode": mode,
         "truncate": truncate,
     }
@@ -121,7 +123,7 @@ def feedback(
     user_id: str, events: Iterable[Any], *, truncate: bool, idempotency_key: str | None
 ) -> Call[answers.FeedbackAdapted]:
     """POST /users/{user_id}/feedback."""
-    body = body_of(requests.FeedbackRequest, {"events": list(events), "truncate": truncate})
+    body = body_of(requests.FeedbackRequest, {"events": _listed(events), "truncate": truncate})
     return _change("POST", user_id, "feedback", answers.FeedbackAdapted, idempotency_key, body)
 
 
@@ -129,7 +131,7 @@ def suggest(
     user_id: str, candidates: Iterable[Any], *, count: int, min_version: int, truncate: bool
 ) -> Call[answers.Suggestions]:
     """POST /users/{user_id}/suggest."""
-    values = {"candidates": list(candidates), "count": count, "min_version": min_version, "truncate": truncate}
+    values = {"candidates": _listed(candidates), "count": count, "min_version": min_version, "truncate": truncate}
     body = body_of(requests.SuggestRequest, values)
     return Call("POST", _of_user(user_id, "suggest"), reader(answers.Suggestions), body)
 
@@ -222,6 +224,12 @@ def _of_user(user_id: str, what: str | None = None) -> str:
         raise InvalidRequest("Nothing was sent.", errors=[FieldError("user_id", "must be a text that is not empty")])
     path = f"/users/{quote(user_id, safe='')}"
     return path if what is None else f"{path}/{what}"
+
+
+def _listed(values: Any) -> Any:
+    """A column of a data set, an array or a generator as a list; anything else as it is, to be refused by name."""
+    is_one = isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable)
+    return values if is_one else list(values)
 
 
 def _query(**parameters: Any) -> tuple[tuple[str, str], ...]:

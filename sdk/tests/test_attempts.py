@@ -187,6 +187,15 @@ def test_retry_after_that_just_fits_is_waited_for() -> None:
     send(attempts, seconds)
 
 
+def test_a_proxys_refusal_is_known_by_the_name_that_was_sent() -> None:
+    attempts = attempts_of(UNSAFE)
+    sent = send(attempts, 0.0)
+    attempts.answered(Answer(502, {}, b"<html>"))
+    with pytest.raises(Overloaded) as caught:
+        attempts.next(0.0)
+    assert caught.value.request_id == sent.request_id
+
+
 def test_retry_after_may_be_a_date() -> None:
     at = datetime.now(timezone.utc) + timedelta(seconds=20)
     error = error_of(answer(503, **{"retry-after": format_datetime(at, usegmt=True)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import json
 import logging
@@ -169,11 +170,23 @@ def test_what_is_not_said_is_not_sent(kind: str) -> None:
     assert event == {"type": "thumbs", "prompt": "p", "completion": "a", "up": False, "shown": []}
 
 
+@pytest.mark.parametrize("make", [tuple, iter, collections.deque, collections.UserList])
+def test_any_collection_is_a_list(kind: str, make: Any) -> None:
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    server = Server(httpx.Response(200, json=CHANGE))
+    with Twin(kind, scored) as twin:
+        assert twin.score(make([{"role": "user", "content": "p"}]), make(["ab", "a"])).rewards == [2.0, 1.0]
+    with Twin(kind, server) as twin:
+        twin.adapt("ada", make([pair, pair]))
+    assert len(json.loads(server.asked[0].content)["pairs"]) == 2
+
+
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("score", ("p", "one text"), {}, "completions"),
     ("score", ("p", []), {}, "completions"),
     ("score", (3, ["a"]), {}, "prompt"),
+    ("score", ("p", 3), {}, "completions"),
     ("score", ([{"role": "user", "content": None}], ["a"]), {}, "prompt[0].content"),
     ("score", ("p", ["a", 7]), {}, "completions[1]"),
     ("score", ("p", ["a", "\ud800"]), {}, "completions[1]"),
@@ -193,6 +206,7 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
         "pairs[0].event_time",
     ),
     ("adapt", ("ada", [{"prompt": "p", "chosen": "a", "rejected": "b", "colour": 3}]), {}, "pairs[0].colour"),
+    ("adapt", ("ada", {"prompt": "p"}), {}, "pairs"),
     ("adapt", ("", []), {}, "user_id"),
     ("adapt", (None, []), {}, "user_id"),
     ("feedback", ("ada", []), {}, "events"),
