@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args, overload
 
-from metareward_client import AsyncClient, Client, MetarewardError, RequestError, Score, ScoreItem
+from metareward_client import AsyncClient, Client, FieldError, MetarewardError, RequestError, Score, ScoreItem
 from metareward_client._rows import Conversation, conversation_and_answer, hashable, user_id_of
 
 OnMissingUser: TypeAlias = Literal["population", "none", "error"]
 OnFailure: TypeAlias = Literal["raise", "none"]
 Scale: TypeAlias = Literal["raw", "probability"]
+
+PATIENCE_S = 10.0
+"""After this much waiting a call says so once: a server that nobody started must not look like a step that is slow."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +176,14 @@ class _Batch:
     items: list[ScoreItem]
     places: list[tuple[int, int] | None]
 
+    def in_rows(self, path: str) -> str:
+        """A path into the items as one into the rows, which are what the caller knows."""
+        match = re.match(r"items\[(\d+)\](?:\.completions\[(\d+)\])?", path)
+        place = (int(match[1]), int(match[2] or 0)) if match else None
+        if match is None or place not in self.places:
+            return path
+        return f"rows[{self.places.index(place)}]{'.completion' if match[2] else ''}{path[match.end() :]}"
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -228,9 +242,25 @@ class _PersonalReward:
         users = (user_id_of(value) for value in _column(columns, options.user_column, "user_column"))
         return [options.default_user if user is None else user for user in users]
 
-    def _failed(self, error: MetarewardError) -> None:
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        about = "%s: no answer yet from %s after %.0f s; giving it %.0f s in all"
+        timer = threading.Timer(
+            PATIENCE_S, _log.warning, (about, self.__name__, self._about, PATIENCE_S, self._options.timeout)
+        )
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _failed(self, error: MetarewardError, batch: _Batch) -> None:
         """Go on without rewards, if the caller chose so and asking again may help."""
-        if self._options.on_failure == "raise" or isinstance(error, RequestError):
+        if isinstance(error, RequestError):
+            error.errors = tuple(FieldError(batch.in_rows(field), message) for field, message in error.errors)
+            raise error
+        if self._options.on_failure == "raise":
             raise error
         _log.warning("%s: a batch gets no rewards: %s", self.__name__, error)
 
@@ -289,9 +319,10 @@ class RewardFunction(_PersonalReward):
         try:
             # A data set may mix rows with a user and rows for other reward functions: then a batch may hold none.
             if batch.items:
-                scores = self._client.score_many(batch.items, truncate=options.truncate, deadline=options.timeout)
+                with self._waiting():
+                    scores = self._client.score_many(batch.items, truncate=options.truncate, deadline=options.timeout)
         except MetarewardError as error:
-            self._failed(error)
+            self._failed(error, batch)
         return self._rewards(batch, scores, time.monotonic() - started, log_metric, log_extra)
 
 
@@ -318,9 +349,12 @@ class AsyncRewardFunction(_PersonalReward):
         try:
             # A data set may mix rows with a user and rows for other reward functions: then a batch may hold none.
             if batch.items:
-                scores = await self._client.score_many(batch.items, truncate=options.truncate, deadline=options.timeout)
+                with self._waiting():
+                    scores = await self._client.score_many(
+                        batch.items, truncate=options.truncate, deadline=options.timeout
+                    )
         except MetarewardError as error:
-            self._failed(error)
+            self._failed(error, batch)
         return self._rewards(batch, scores, time.monotonic() - started, log_metric, log_extra)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import math
 import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +29,16 @@ class Scorer:
     items: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
     asked: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
+    busy_until: threading.Event | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked += 1
+        if self.busy_until is not None:
+            assert self.busy_until.wait(30)
         if self.status != 200:
-            return httpx.Response(self.status, json={"detail": "no"}, headers={"Retry-After": "9"})
+            errors = [{"field": name, "message": message} for name, message in self.problems.items()]
+            return httpx.Response(self.status, json={"detail": "no", "errors": errors}, headers={"Retry-After": "9"})
         if request.url.path == "/info":
             return httpx.Response(200, json={"version": "0", "checkpoint": {"name": "c", "checkpoint_id": "c"}})
         body = json.loads(request.content)
@@ -66,11 +73,11 @@ def called(scorer: Scorer, asynchronous: bool, columns: dict[str, Any], **option
     if asynchronous:
 
         async def call() -> list[float | None]:
-            async with AsyncClient(transport=transport) as client:
+            async with AsyncClient("http://server", transport=transport) as client:
                 return await reward_function(client, asynchronous=True, **options)(**columns)
 
         return asyncio.run(call())
-    with Client(transport=transport) as client:
+    with Client("http://server", transport=transport) as client:
         return reward_function(client, **options)(**columns)
 
 
@@ -208,9 +215,36 @@ def test_without_an_answer_rewards_are_an_error_or_none(
 
 
 @KINDS
-def test_what_the_server_refuses_for_good_is_raised_in_any_case(asynchronous: bool) -> None:
-    with pytest.raises(InvalidRequest):
-        called(Scorer(status=422), asynchronous, batch(("a b", "p", "one")), on_failure="none")
+def test_a_server_that_does_not_answer_is_spoken_of(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, spoken_of = list[str](), threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            spoken_of.set()
+
+    listener, logger = Listener(), logging.getLogger("metareward_client.trl")
+    monkeypatch.setattr("metareward_client.trl.PATIENCE_S", 0.01)
+    monkeypatch.setattr(logger, "handlers", [listener])
+
+    # It answers once the function has spoken.
+    rewards = called(Scorer(busy_until=spoken_of), asynchronous, batch(("ada", "p", "one")))
+
+    assert rewards == [3.0]
+    assert len(said) == 1
+    assert "no answer yet from" in said[0]
+    assert "http://server" in said[0]
+
+
+@KINDS
+def test_what_the_server_refuses_for_good_is_raised_in_any_case_and_names_the_row(asynchronous: bool) -> None:
+    problems = {"items[1].user_id": "bad", "items[0].completions[1]": "long", "items": "many"}
+    rows = batch(("ada", "p", "one"), ("a b", "p", "one"), ("ada", "p", "two"))
+
+    with pytest.raises(InvalidRequest) as caught:
+        called(Scorer(status=422, problems=problems), asynchronous, rows, on_failure="none")
+
+    assert dict(caught.value.errors) == {"rows[1].user_id": "bad", "rows[2].completion": "long", "items": "many"}
 
 
 @KINDS
