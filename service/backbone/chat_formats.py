@@ -51,23 +51,20 @@ class ChatFormat:
     def read(self, query: str, prompt: str | None) -> Chat | None:
         """The conversation of `query`, which begins with `prompt` or with its end; None where no answer is in it."""
         headers = list(self.header.finditer(query))
-        answers = [i for i, header in enumerate(headers) if _role(header) == "assistant"]
-        if prompt is not None and query.startswith(prompt):
-            # Whatever the completion holds that looks like a turn is part of it.
-            asked = [i for i, header in enumerate(headers) if header.start() < len(prompt)]
-            ahead = len(asked) < len(headers) and not query[len(prompt) : headers[len(asked)].start()].strip()
-            last = asked[-1] if asked else -1
-            if last not in answers:  # the policy wrote the header of its turn itself
-                if not ahead or last + 1 not in answers:
-                    return None
-                last += 1
-            turns = self._turns(query[: headers[last].start()])
-        elif answers:
-            # A prompt that was too long for the policy has lost its beginning in the query.
-            last = answers[-1]
-            turns = self._turns(query[: headers[last].start()] if prompt is None else self._asked(prompt))
+        end = None if prompt is None else prompt_end(query, prompt)
+        if end is None:
+            last = max((i for i, header in enumerate(headers) if _role(header) == "assistant"), default=-1)
         else:
+            # Whatever the completion holds that looks like a turn is part of it.
+            last = sum(header.start() < end for header in headers) - 1
+            follows = last + 1 < len(headers) and not query[end : headers[last + 1].start()].strip()
+            if follows and (last < 0 or _role(headers[last]) != "assistant"):
+                last += 1  # the policy wrote the header of its turn itself
+        if last < 0 or _role(headers[last]) != "assistant":
             return None
+        # Of a prompt that was too long for the policy the query has the end only.
+        asked = query[: headers[last].start()] if end is None or prompt is None else self._asked(prompt)
+        turns = self._turns(asked)
         completion = without_ends(query[headers[last].end() :], self.ends)
         completion = _NO_THOUGHT.sub("", completion.strip() if self.trims else completion)
         return Chat(turns, completion) if turns else None
@@ -108,6 +105,8 @@ _ROLES: Final = {
     "Assistant": "assistant",
     "system": "system", "developer": "system", "[SYSTEM_PROMPT]": "system",
 }  # fmt: skip
+# So many letters of a prompt's end are looked for in a query that does not begin with the prompt.
+_TAIL: Final = 64
 # What templates say where nobody said anything to the system, and the dates that Llama 3's put before it.
 _DEFAULT_SYSTEMS: Final = frozenset(
     {
@@ -166,6 +165,30 @@ def read_chat(query: str, prompt: str | None) -> Chat | None:
         if chat_format.opens(told or query):
             return chat_format.read(query, told)
     return None
+
+
+def prompt_end(query: str, prompt: str) -> int | None:
+    """Where the prompt ends in a query, which a tokenizer made of both.
+
+    It may have lost the beginning of a long prompt, and decoding may have made other blanks than there were. None where
+    the query begins otherwise.
+    """
+    if query.startswith(prompt):
+        return len(prompt)
+    tail = prompt[-_TAIL:]
+    at = query.find(tail) + len(tail)
+    if tail.strip() and at >= len(tail) and prompt.endswith(query[:at]):
+        return at
+    at, text = _begin(query), prompt[_begin(prompt) :]
+    for letter in text:
+        if letter.isspace():
+            continue
+        while at < len(query) and query[at].isspace():
+            at += 1
+        if not query.startswith(letter, at):
+            return None
+        at += 1
+    return at if text.strip() else None
 
 
 def without_ends(text: str, ends: Sequence[str]) -> str:

@@ -105,7 +105,7 @@ class MiniLMRenderer:
         """As the protocol says."""
         return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
-    def settle(self, query: str, prompt: str) -> str | None:
+    def settle(self, prompt: str, answer: str) -> str | None:
         """As the protocol says: it has no template, so no client renders in it."""
         return None
 

@@ -168,11 +168,11 @@ class Renderer(Protocol):
             UnrenderableText: It is not Unicode.
         """
 
-    def settle(self, query: str, prompt: str) -> str | None:
+    def settle(self, prompt: str, answer: str) -> str | None:
         """A prompt and an answer that were rendered in this chat template, ended as the template ends an answer.
 
-        A policy ends its answers as it likes, and some not at all. None where `query` does not begin with `prompt`, or
-        `prompt` does not end as this template ends a question.
+        A policy ends its answers as it likes, and some not at all. None where `prompt` does not end as this template
+        ends a question.
         """
 
     def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:

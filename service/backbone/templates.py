@@ -127,12 +127,12 @@ class ChatTemplateRenderer:
         # Clients render with the model's template, which writes BOS, and leave `add_special_tokens` at its default.
         return self.doubled_bos.drop(encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens))
 
-    def settle(self, query: str, prompt: str) -> str | None:
+    def settle(self, prompt: str, answer: str) -> str | None:
         """As the protocol says."""
         seam, asked = self._seam, prompt.rstrip()
-        if seam is None or not query.startswith(prompt) or not asked.endswith(seam.header.strip()):
+        if seam is None or not asked.endswith(seam.header.strip()):
             return None
-        said = without_ends(query[len(prompt) :], seam.ends)
+        said = without_ends(answer, seam.ends)
         behind = seam.header[len(seam.header.rstrip()) :]
         return f"{asked}{behind}{said.strip() if seam.trims else said}{seam.end}"
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.backbone.chat_formats import read_chat
+from service.backbone.chat_formats import prompt_end, read_chat
 from service.backbone.protocol import Renderer
 from service.errors import FieldIssue, InvalidInput
 from service.operations.texts import AnyText, Message, RenderedText, Text
@@ -43,18 +43,20 @@ def read_queries(queries: Sequence[str], prompts: Sequence[str | None], renderer
     read = []
     issues = []
     for i, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
+        field = f"query[{i}]"
         chat = read_chat(query, prompt)
+        end = prompt_end(query, prompt) if chat is None and prompt is not None and prompt.strip() else None
         if chat is not None:
-            read.append(RolledOut(Text(chat.messages, chat.completion, f"query[{i}]"), recognised=True))
-        elif prompt is None or not prompt.strip() or not query.startswith(prompt):
+            read.append(RolledOut(Text(chat.messages, chat.completion, field), recognised=True))
+        elif end is None or prompt is None:
             issues.append(
-                FieldIssue(f"query[{i}]", f"has no known chat format and does not begin with prompts[{i}]; send both")
+                FieldIssue(field, f"has no known chat format and does not begin with prompts[{i}]; send both")
             )
-        elif (settled := renderer.settle(query, prompt)) is not None:
-            read.append(RolledOut(RenderedText(settled, f"query[{i}]"), recognised=True))
+        elif (settled := renderer.settle(prompt, query[end:])) is not None:
+            read.append(RolledOut(RenderedText(settled, field), recognised=True))
         else:
             asked: list[Message] = [{"role": "user", "content": prompt.strip()}]
-            read.append(RolledOut(Text(asked, query[len(prompt) :], f"query[{i}]"), recognised=False))
+            read.append(RolledOut(Text(asked, query[end:], field), recognised=False))
     if issues:
         raise InvalidInput(issues)
     return read

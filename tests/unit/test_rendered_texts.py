@@ -62,8 +62,22 @@ def test_a_template_that_shows_no_seam_is_recognised_in_no_text():
 
 
 @pytest.mark.parametrize(
+    "query",
+    [
+        "Why, <b>Ada</b> ,\n is it so? Because.",  # decoding has put blanks of its own
+        "<s> Why, <b>Ada</b>, is it so? Because.",
+        f"{'asked ' * 20}Why, <b>Ada</b>, is it so? Because."[40:],  # too long, cut by the policy
+    ],
+)
+def test_where_a_prompt_ends_is_found_though_the_query_begins_otherwise(query):
+    prompt = f"{'asked ' * 20 if 'asked' in query else ''}Why, <b>Ada</b>, is it so?"
+    (read,) = read_queries([query], [prompt], renderer())
+    assert read.text == Text([{"role": "user", "content": prompt}], " Because.", "query[0]")
+
+
+@pytest.mark.parametrize(
     ("query", "prompt"),
-    [("Q: why? A: because", None), ("Q: why? A: because", "Q: who? A:"), ("because", ""), ("", None)],
+    [("Q: why? A: because", None), ("Q: why? A: because", "Q: who? A:"), ("because", ""), ("", None), ("Why", "Why?")],
 )
 def test_what_cannot_be_parted_is_refused_by_its_place(query, prompt):
     with pytest.raises(InvalidInput, match=r"query\[1\]: .*prompts\[1\]; send both"):
