@@ -82,18 +82,18 @@ def test_the_first_failure_ends_the_rest_and_names_the_callers_item(kind: str) -
 
 
 @both
-def test_all_of_many_items_share_one_deadline(kind: str) -> None:
-    tried: set[bytes] = set()
+def test_all_of_many_items_share_one_deadline(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metareward_client._attempts.FIRST_WAIT_S", 0.01)
+    first: dict[bytes, float] = {}
 
     def answer(request: httpx.Request) -> httpx.Response:
-        # Each request is answered when it comes again, a second later.
-        if request.url.path == "/info" or request.content in tried:
-            return scored(request)
-        tried.add(request.content)
-        return problem(503, retry_after="1")
+        # Busy with each request for 0.3 s, one after the other.
+        busy = time.monotonic() - first.setdefault(request.content, time.monotonic()) < 0.3
+        return problem(503) if busy and request.url.path == "/score" else scored(request)
 
+    items = [item("p", "a"), item("q", "a")]
     with Twin(kind, answer, batch_size=1, max_concurrency=1) as twin, pytest.raises(mc.TemporaryError):
-        twin.score_many([item("p", "a"), item("q", "a")], deadline=1.5)
+        twin.score_many(items, deadline=0.5)
 
 
 def parts(*described: tuple[str, int, int]) -> list[Part]:

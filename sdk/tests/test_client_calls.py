@@ -20,6 +20,11 @@ import metareward_client as mc
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metareward_client._attempts.FIRST_WAIT_S", 0.001)
+
+
 class Server:
     """Answers with what is listed, then with the last for ever; keeps what it was asked."""
 

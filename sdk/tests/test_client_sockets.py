@@ -82,7 +82,8 @@ def test_waiting_for_a_connection_is_in_the_deadline(kind: str) -> None:
         assert time.monotonic() - began < 16
 
 
-def test_a_server_that_hangs_up_is_asked_again_until_the_time_is_up(kind: str) -> None:
+def test_a_server_that_hangs_up_is_asked_again_until_the_time_is_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metareward_client._attempts.FIRST_WAIT_S", 0.01)
     asked = threading.Semaphore(0)
 
     def behave(connection: socket.socket, over: threading.Event) -> None:
@@ -91,7 +92,7 @@ def test_a_server_that_hangs_up_is_asked_again_until_the_time_is_up(kind: str) -
 
     with serving(behave) as url, Twin(kind, base_url=url) as twin:
         with pytest.raises(mc.TemporaryError) as caught:
-            twin.info(deadline=1.2)
+            twin.info(deadline=0.5)
         assert isinstance(caught.value, (mc.ConnectionFailed, mc.DeadlineExceeded))
         assert asked.acquire(timeout=1)
         assert asked.acquire(timeout=1), "more than once"

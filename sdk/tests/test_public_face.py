@@ -130,3 +130,18 @@ def test_requests_and_answers_are_values() -> None:
     with pytest.raises(ValueError, match="colour"):
         mc.Pair(prompt="p", chosen="a", rejected="b", colour="red")  # type: ignore[call-arg]
     assert typing.get_type_hints(mc.ScoreItem)["user_id"] == str | None
+
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_readme_has_the_same_tree_and_the_same_settings() -> None:
+    tree = [line for line in (errors.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert [line for line in README.splitlines() if line.startswith("    ") and line.strip() in "\n".join(tree)] == tree
+    rows = README.partition("## Settings")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE) == list(inspect.signature(mc.Client).parameters)
+
+
+def test_the_readme_names_every_method() -> None:
+    named = set(re.findall(r"`(\w+)[`(]", README.partition("## Methods")[2].partition("\n## ")[0]))
+    assert public_methods(mc.Client).keys() - {"close"} <= named
