@@ -35,6 +35,7 @@ OTHERS = (
     "gpu",
     "at_once",
     "single_samples",
+    "client_import",
 )
 NAMES = DEFAULTS + OTHERS
 
