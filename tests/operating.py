@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.backbone.prompt_memo import PromptMemo
-from service.backbone.protocol import Message, TextTooLong, TokenisedText
+from service.backbone.protocol import DoubledBos, Message, TextTooLong, TokenisedText
+from service.backbone.tokenizer_files import fit_ids
 from service.checkpoints import BackboneIdentity, Checkpoint
 from service.mrm import GaussianStart
 from service.observability.metrics import Metrics
@@ -46,6 +47,9 @@ class ByteRenderer:
 
     template_id = "bytes"
     max_tokens = 64
+    vocab_size = 256
+    has_chat_template = True
+    doubled_bos = DoubledBos(None)
 
     def tokenise(
         self, messages: Sequence[Message], completion: str, *, truncate: bool, memo: PromptMemo | None = None
@@ -56,6 +60,12 @@ class ByteRenderer:
         if not truncate:
             raise TextTooLong(len(tokens), self.max_tokens)
         return TokenisedText(tokens[-self.max_tokens :], truncated=True)
+
+    def tokenise_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [*([0] if add_special_tokens else []), *text.encode()]
+
+    def fit(self, ids: list[int], *, truncate: bool) -> TokenisedText:
+        return fit_ids(ids, self.max_tokens, 0, truncate=truncate)
 
 
 @dataclass

@@ -189,11 +189,11 @@ class Metrics(_Family):
         )
         self._stages = {name: self.stage_seconds.labels(name) for name in STAGES}
         # Scoring and adapting
-        self.completions = self._counter("completions_scored", "Completions that /score rewarded.")
+        self.completions = self._counter("completions_scored", "Completions that were rewarded, by whatever path.")
         self.users_scored = self._counter(
             "users_scored",
-            "Items of /score, by standing of their user; stale: from memory while the database does not answer; "
-            "population: nobody was named.",
+            "Items scored (a text by itself is one), by standing of their user; stale: from memory while the database "
+            "does not answer; population: nobody was named.",
             {"standing": ("adapted", "cold_start", "stale", "population")},
         )
         self.pairs_adapted = self._counter("pairs_stored", "Pairs, ratings and rankings stored.")
