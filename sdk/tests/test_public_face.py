@@ -111,14 +111,29 @@ def test_what_is_public_is_typed() -> None:
             assert hints.keys() == inspect.signature(method).parameters.keys() - {"self"} | {"return"}, name
 
 
-def test_importing_it_brings_httpx_only_when_a_client_asks() -> None:
-    program = (
-        "import sys, metareward_client as mc; client = mc.Client();"
-        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
+@pytest.mark.parametrize(
+    ("program", "not_yet"),
+    [
+        ("import metareward_client", {"pydantic", "asyncio", "httpx"}),
+        ("from metareward_client import MetarewardError", {"pydantic", "asyncio", "httpx"}),
+        (
+            "from metareward_client import Client; Client()",
+            {"asyncio", "httpx", "numpy", "torch", "service"},
+        ),
+        ("from metareward_client import AsyncClient; AsyncClient()", {"httpx", "httpcore", "numpy", "torch"}),
+    ],
+)
+def test_nothing_is_imported_before_it_is_needed(program: str, not_yet: set[str]) -> None:
+    program += "; import sys; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    for heavy in ("httpx", "httpcore", "numpy", "torch", "service", "certifi"):
-        assert f"'{heavy}'" not in found, heavy
+    assert not_yet & set(found.split()) == set()
+
+
+def test_what_is_not_there_is_missed_as_usual() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
+        mc.Clinet  # type: ignore[attr-defined] # noqa: B018
+    assert set(mc.__all__) <= set(dir(mc))
+    assert mc.errors.NotFound is mc.NotFound
 
 
 def test_requests_and_answers_are_values() -> None:
