@@ -161,6 +161,19 @@ def test_the_gate_and_the_door_speak_to_vllms_clients_too(api: httpx.Client, gua
     assert "error" not in api.post("/score", json={}).json()
 
 
+def test_another_tenants_user_has_the_populations_reward(guarded: Guarded) -> None:
+    user = f"u{uuid.uuid4().hex[:10]}"
+    pair = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "What a lovely question, dear!"}
+    with guarded.client(guarded.key("one")) as one, guarded.client(guarded.key("two", "score")) as two:
+        one.post(f"/users/{user}/adapt", json={"pairs": [pair]}).raise_for_status()
+        theirs, mine = (verl_disrm(client, f"demo@{user}", MINILM_TEXT) for client in (one, two))
+        assert mine == pytest.approx(scored(two, None)["rewards"][0], abs=1e-6)
+        assert mine != pytest.approx(theirs, abs=1e-3)
+        sample = openrlhf_sample(two, f"{GET_REWARD}?user={user}", CHATML_PROMPT + ANSWER, CHATML_PROMPT, None)
+        assert sample["reward"] == pytest.approx([mine], abs=1e-6)
+        assert sample["extra_logs"]["cold_start"] == [1.0]
+
+
 @pytest.mark.parametrize("path", ["/classify", GET_REWARD])
 def test_a_used_up_quota_ends_no_training_run(guarded: Guarded, path: str) -> None:
     tenant = f"t{uuid.uuid4().hex[:10]}"
