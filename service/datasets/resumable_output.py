@@ -8,10 +8,10 @@ torn line, or one that the disk never got, is not seen again.
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,8 @@ _FORMAT: Final = 1
 _FLUSH_BYTES: Final = 1 << 18
 # Quick enough for an engine to remain what is waited for.
 _GZIP_LEVEL: Final = 4
+# zlib's number for its largest window in gzip's format.
+_GZIP_FORMAT: Final = 31
 
 
 def is_stream(path: Path) -> bool:
@@ -40,29 +42,43 @@ def beside(output: Path, what: str) -> Path:
 class GrowingFile:
     """A file that grows by whole lines, gzipped where it is named *.gz: a member of its own from sync to sync."""
 
-    def __init__(self, flag: str, path: Path, *, length: int) -> None:
-        """Open `path`, cut to `length`; made where there is none.
+    def __init__(self, flag: str, path: Path) -> None:
+        """Open `path`, made where there is none, and keep other processes away; nothing of it is cut yet.
 
         Raises:
-            ConfigurationError: It cannot be written, is shorter, or another process writes it.
+            ConfigurationError: It cannot be written, or another process writes it.
         """
         self._name = f"{flag} {path}"
         self._path = path
         self._waiting = bytearray()
-        self._member: gzip.GzipFile | None = None
+        self._member: zlib._Compress | None = None
         self._zipped = path.suffix == ".gz"
         self._stream = is_stream(path)
+        self._failed: Exception | None = None
         try:
             self._raw: BinaryIO = sys.stdout.buffer if path == STREAM else path.open("ab", buffering=0)
             if not self._stream:
                 self._lock()
-                if os.fstat(self._raw.fileno()).st_size < length:
-                    raise ConfigurationError(f"{self._name} was shortened since; --fresh begins anew")
-                self._raw.truncate(length)
         except OSError as error:
             raise ConfigurationError(f"{self._name} cannot be written: {error.strerror}") from error
-        self.length = length
+        self.length = 0 if self._stream else os.fstat(self._raw.fileno()).st_size
         """Bytes, of which the last `sync` said that they are on the disk."""
+
+    def cut(self, length: int) -> None:
+        """Go on behind `length` bytes.
+
+        Raises:
+            ConfigurationError: There are fewer, or it cannot be written.
+        """
+        if self._stream:
+            return
+        if self.length < length:
+            raise ConfigurationError(f"{self._name} was shortened since; --fresh begins anew")
+        try:
+            self._raw.truncate(length)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.length = length
 
     def _lock(self) -> None:
         try:
@@ -77,12 +93,16 @@ class GrowingFile:
             self._flush()
 
     def sync(self) -> None:
-        """Return once everything is on the disk."""
+        """Return once everything is on the disk.
+
+        Raises:
+            ConfigurationError: It is not, or something before it is not: a file that failed once is not written on.
+        """
         self._flush()
         try:
             if self._member is not None:
-                self._member.close()
-                self._member = None
+                member, self._member = self._member, None
+                self._put(member.flush())
             if self._stream:
                 self._raw.flush()
             else:
@@ -92,25 +112,35 @@ class GrowingFile:
             raise self._failure(error) from error
 
     def _flush(self) -> None:
+        if self._failed is not None:
+            raise self._failed
         data, self._waiting = self._waiting, bytearray()
         if not data:
             return
         try:
-            if self._zipped:
-                if self._member is None:
-                    self._member = gzip.GzipFile("", "wb", _GZIP_LEVEL, self._raw, mtime=0)
-                self._member.write(data)
+            if not self._zipped:
+                self._put(data)
                 return
-            view = memoryview(data)
-            while view:
-                view = view[self._raw.write(view) :]
+            if self._member is None:
+                self._member = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
+            self._put(self._member.compress(data))
         except OSError as error:
             raise self._failure(error) from error
 
+    def _put(self, data: bytes | bytearray) -> None:
+        # A disk that becomes full takes a part, and refuses only the next one.
+        view = memoryview(data)
+        while view:
+            view = view[self._raw.write(view) :]
+
     def _failure(self, error: OSError) -> Exception:
-        if isinstance(error, BrokenPipeError):
-            return error
-        return ConfigurationError(f"{self._name} cannot be written: {error.strerror}; run the same command to go on")
+        # What was waiting is gone: nobody may be told later that all is on the disk.
+        self._failed = (
+            error
+            if isinstance(error, BrokenPipeError)
+            else ConfigurationError(f"{self._name} cannot be written: {error.strerror}; run the same command to go on")
+        )
+        return self._failed
 
     def close(self) -> None:
         """Cut what no `sync` has spoken of, and let go."""
@@ -154,19 +184,23 @@ class ResumableOutput:
         self._rejected: GrowingFile | None = None
         self.mark: Mark | None = None
         self.counts: dict[str, int] = {}
-        lengths = (0, 0)
-        if not self._stream and not fresh:
-            lengths = self._agree(path)
-        self._output = GrowingFile(flag, path, length=lengths[0])
+        self._output = GrowingFile(flag, path)
         try:
+            # Only now: until the file was ours, another run may have moved its state.
+            lengths = (0, 0) if self._stream or fresh else self._agree()
+            if lengths == (0, 0) and not self._stream:
+                # Were this killed between cutting and saving, an old state would speak of a new file.
+                beside(path, "state.json").unlink(missing_ok=True)
+            self._output.cut(lengths[0])
             if self._rejected_path is not None and (lengths[1] or self._rejected_path.exists()):
-                self._rejected = GrowingFile(flag, self._rejected_path, length=lengths[1])
+                self._rejected = GrowingFile(flag, self._rejected_path)
+                self._rejected.cut(lengths[1])
             self._save(self.mark or Mark(0, 0, ""), self.counts)
         except BaseException:
-            self._output.close()
+            self.close()
             raise
 
-    def _agree(self, path: Path) -> tuple[int, int]:
+    def _agree(self) -> tuple[int, int]:
         """Lengths of both files where an earlier run is gone on with."""
         state: dict[str, Any] | None = None
         if self._state is not None and self._state.exists():
@@ -180,7 +214,7 @@ class ResumableOutput:
             except (OSError, ValueError, TypeError, KeyError) as error:
                 raise ConfigurationError(f"{self._state} is not readable as a state: --fresh begins anew") from error
         if state is None:
-            if path.exists() and path.stat().st_size:
+            if self._output.length:
                 raise ConfigurationError(
                     f"{self._name} is there already, and no state beside it says how to go on: give another path, or "
                     "--fresh to replace it"
@@ -217,7 +251,7 @@ class ResumableOutput:
         if self._rejected_path is None:
             return
         if self._rejected is None:
-            self._rejected = GrowingFile("--output", self._rejected_path, length=0)
+            self._rejected = GrowingFile("--output", self._rejected_path)
         self._rejected.write(line)
 
     def sync(self, mark: Mark, counts: Mapping[str, int]) -> None:
@@ -246,6 +280,10 @@ class ResumableOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cut what no `sync` has spoken of, and let go."""
         self._output.close()
         if self._rejected is not None:
             self._rejected.close()

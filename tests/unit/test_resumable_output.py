@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import random
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,59 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         out.sync(Mark(10, 1, "d"), {})
     path.write_bytes(b"one\n")
     with pytest.raises(ConfigurationError, match="was shortened since"):
+        opened(path)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[int]:
+    """Files have room for so many bytes."""
+    room = 100_000
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    yield room
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_what_a_full_disk_did_not_take_is_never_said_to_be_there(tmp_path: Path, small_disk: int, name: str) -> None:
+    path = tmp_path / name
+    with opened(path) as out:
+        out.write(b"one\n")
+        out.sync(Mark(10, 1, "d"), {})
+        with pytest.raises(ConfigurationError, match="cannot be written: File too large"):
+            out.write(random.Random(0).randbytes(10 * small_disk))
+        with pytest.raises(ConfigurationError, match="cannot be written: File too large"):
+            out.sync(Mark(20, 2, "e"), {})
+    assert content(path) == b"one\n"
+    with opened(path) as out:
+        assert out.mark == Mark(10, 1, "d")
+
+
+def test_the_last_bytes_of_a_gzip_member_are_not_lost_on_a_full_disk(tmp_path: Path, small_disk: int) -> None:
+    data = random.Random(0).randbytes(small_disk - 30)  # with gzip's header and trailer a few bytes too many
+    path = tmp_path / "out.jsonl.gz"
+    with opened(path) as out:
+        out.write(data)
+        with pytest.raises(ConfigurationError, match="File too large"):
+            out.sync(Mark(10, 1, "d"), {})
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_state_of_what_was_replaced_is_not_gone_on_with(
+    tmp_path: Path, resumable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    with opened(path) as out:
+        out.write(b"one\n")
+        out.sync(Mark(10, 1, "d"), {})
+    if resumable:  # and killed before it could say so
+        monkeypatch.setattr(ResumableOutput, "_save", lambda *_: None)
+    with ResumableOutput("--output", path, plan=PLAN, fresh=True, resumable=resumable) as out:
+        out.write(b"something longer\n")
+        out.sync(Mark(20, 2, "e"), {})
+    with pytest.raises(ConfigurationError, match="is there already, and no state"):
         opened(path)
 
 
