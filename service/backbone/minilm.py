@@ -27,7 +27,6 @@ from service.backbone.protocol import (
     Message,
     TextTooLong,
     TokenisedText,
-    UnrenderableText,
 )
 from service.backbone.tokenizer_files import encode_text, fit_ids, vocabulary_size
 from service.errors import BackboneError
@@ -85,18 +84,16 @@ class MiniLMRenderer:
     ) -> TokenisedText:
         """As the protocol says; when shortening, the prompt's start goes first, then the completion's end."""
         prompt = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
-        try:
-            encoding = self._tokenizer.encode(f"{prompt}\n\n{completion}")
-        except (TypeError, UnicodeError) as error:
-            raise UnrenderableText("is not valid Unicode text (a lone surrogate?)") from error
-        ids: list[int] = encoding.ids
+        text = f"{prompt}\n\n{completion}"
+        ids = encode_text(self._tokenizer, text, add_special_tokens=True)
         if len(ids) <= self.max_tokens:
             return TokenisedText(tuple(ids), truncated=False)
         if not truncate:
             raise TextTooLong(len(ids), self.max_tokens)
         first, *pieces, last = ids
         boundary = len(prompt) + 2
-        prompt_pieces = sum(start < boundary for start, _ in encoding.offsets[1:-1])
+        offsets = self._tokenizer.encode_batch([text])[0].offsets
+        prompt_pieces = sum(start < boundary for start, _ in offsets[1:-1])
         room = self.max_tokens - 2
         dropped = min(prompt_pieces, len(pieces) - room)
         return TokenisedText((first, *pieces[dropped:][:room], last), truncated=True)
