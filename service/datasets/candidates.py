@@ -217,5 +217,9 @@ def _read_scored(line: Line, data: bytes) -> ScoredRow:
     )
     if not numbers or len(rewards) != len(completions):
         raise BadRow("rewards must be numbers, one for each completion")
+    try:
+        values = [float(value) for value in rewards]
+    except OverflowError:
+        raise BadRow("rewards must be finite") from None
     user_id = None if row.get("user_id") is None else user_of(row["user_id"])
-    return ScoredRow(row["prompt"], completions, [float(value) for value in rewards], user_id, row.get("id"))
+    return ScoredRow(row["prompt"], completions, values, user_id, row.get("id"))

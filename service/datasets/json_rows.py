@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -50,13 +51,16 @@ def read_json_rows(file: Path, bad: BadRows, read: Callable[[dict[str, Any]], Ro
 
 
 def json_object(line: bytes, *, strict: bool = False) -> dict[str, Any]:
-    """The JSON object that a line is; `strict` also refuses what Python writes and JSON does not know: NaN, Infinity.
+    """The JSON object that a line is.
+
+    `strict` also refuses what Python reads or makes of it and could not write as JSON: NaN, Infinity, 1e999.
 
     Raises:
         BadRow: It is none.
     """
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_no_number if strict else None)
+        text = line.decode("utf-8")
+        row = json.loads(text, parse_constant=_no_number, parse_float=_finite) if strict else json.loads(text)
     except UnicodeDecodeError:
         raise BadRow("not UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError):
@@ -68,6 +72,13 @@ def json_object(line: bytes, *, strict: bool = False) -> dict[str, Any]:
 
 def _no_number(_: str) -> NoReturn:
     raise BadRow("NaN and Infinity are no JSON: write null")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise BadRow("a number is larger than 64 bits can hold: write it as text")
+    return value
 
 
 def required(row: Mapping[str, Any], name: str, where: str = "") -> Any:

@@ -61,6 +61,7 @@ def test_fields_are_carried_as_they_are_and_scores_are_new(tmp_path: Path) -> No
     [
         (b"[1]", "not a JSON object"),
         (b'{"prompt": "p", "completions": ["a"], "x": NaN}', "NaN and Infinity are no JSON"),
+        (b'{"prompt": "p", "completions": ["a"], "x": -1e999}', "a number is larger than 64 bits can hold"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
         (b'{"prompt": "p", "completions": ["a"], "x": "\\ud800"}', "half of a surrogate pair"),
         (b'{"prompt": "p", "completions": ["a' + b"a" * 1000 + b'"]}', "longer than MAX_BODY_BYTES"),
@@ -148,8 +149,9 @@ def test_messages_make_messages() -> None:
         ({"rewards": [1.0], "id": 1}, "prompt is missing: score without --drop-texts"),
         ({"prompt": "p", "completions": ["a"], "rewards": [1.0, 2.0]}, "one for each completion"),
         ({"prompt": "p", "completions": ["a"], "rewards": [None]}, "rewards must be numbers"),
+        ({"prompt": "p", "completions": ["a"], "rewards": [10**400]}, "rewards must be finite"),
     ],
-    ids=["unscored", "dropped", "short", "null"],
+    ids=["unscored", "dropped", "short", "null", "huge"],
 )
 def test_what_was_not_scored_is_refused_by_line(tmp_path: Path, bad: Any, reason: str) -> None:
     good = {"prompt": "p", "completions": ["a"], "rewards": [1.0]}
