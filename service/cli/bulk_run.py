@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import re
 import time
 from collections import Counter
@@ -44,15 +45,13 @@ class Summary:
 
     Attributes:
         counts: Since the output was begun: rows, texts, lines, rejected, truncated, and lines by state of their user.
-        before: Rows of them that earlier runs wrote.
-        texts: Texts that this run scored.
-        seconds: That it took, without loading the model.
+        before: Those of earlier runs.
+        seconds: That this run took, without loading the model.
         checkpoint_id: What it scored with.
     """
 
     counts: Counter[str]
-    before: int
-    texts: int
+    before: Counter[str]
     seconds: float
     checkpoint_id: str
 
@@ -63,22 +62,22 @@ class Summary:
         return {
             **{name: self.counts[name] for name in names},
             "user_states": states,
-            "rows_before": self.before,
+            "rows_before": self.before["rows"],
             "seconds": round(self.seconds, 3),
             "checkpoint_id": self.checkpoint_id,
         }
 
     def as_text(self, output: Path) -> str:
         """For people."""
-        counts, rows = self.counts, self.counts["rows"] - self.before
-        if self.before and not rows:
-            return f"{output}: nothing to do, all {self.before} rows are there"
+        counts, rows, texts = self.counts, *(self.counts[name] - self.before[name] for name in ("rows", "texts"))
+        if self.before and counts == self.before:
+            return f"{output}: nothing to do, all {counts['rows']} rows are there"
         states = ", ".join(f"{count} {state}" for state, count in sorted(self.as_json()["user_states"].items()))
         told = [
             f"{output}: {counts['rows']} rows, {counts['texts']} texts, {counts['lines']} lines"
             + (f" ({states})" if states else ""),
             f"this run: {rows} rows in {self.seconds:.1f} s, {rows / self.seconds:.3g} rows/s, "
-            f"{self.texts / self.seconds:.3g} texts/s",
+            f"{texts / self.seconds:.3g} texts/s",
         ]
         if counts["truncated"]:
             told.append(f"{counts['truncated']} texts were longer than the backbone reads, and were shortened")
@@ -126,7 +125,8 @@ class BulkRun:
         self._choices = None if choices is None else read_choices("--choices", choices, settings.support_limit)
         self._listed = None if users == _ALL and choices is None else _users(users, self._choices)
         self._plan = {
-            "--users": _ALL if self._listed is None else _digest("\n".join(map(str, self._listed)).encode()),
+            # Somebody may be called None.
+            "--users": _ALL if self._listed is None else _digest(json.dumps(self._listed).encode()),
             "--tenant": tenant,
             "--choices": "" if choices is None else _digest(choices.read_bytes()),
             "--truncate": str(truncate),
@@ -205,15 +205,17 @@ class BulkRun:
                         counts["rejected"] += 1
                         mark = each.mark
                     else:
+                        # Nothing is synced while the output is ahead of the mark, wherever this is interrupted.
+                        whole = False
                         out.write(_line(each, served.checkpoint_id))
                         counts["lines"] += 1
                         counts[_LINES_OF + each.scored.standing] += 1
-                        whole = each.last
-                        if whole:
+                        if each.last:
                             mark = each.row.mark
                             counts["rows"] += 1
                             counts["texts"] += len(each.row.completions)
                             counts["truncated"] += len(each.scored.truncated)
+                            whole = True
                             speeds = {what: counts[what] - before[what] for what in ("rows", "texts")}
                             shown.step(self._source.position, speeds)
                     if whole and time.monotonic() - synced > _SYNC_EVERY_S:
@@ -231,7 +233,7 @@ class BulkRun:
         finally:
             await runtime.leave()
         seconds = max(time.monotonic() - began, 1e-9)
-        return Summary(counts, before["rows"], counts["texts"] - before["texts"], seconds, served.checkpoint_id)
+        return Summary(counts, before, seconds, served.checkpoint_id)
 
     async def _bulk(
         self, runtime: Runtime, served: ServedCheckpoint, users: Sequence[str | None], shown: Flow

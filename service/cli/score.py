@@ -90,7 +90,8 @@ def score(
     from service.cli.bulk_run import BulkRun
     from service.cli.places import check_file
     from service.datasets.line_source import STREAM, LineSource
-    from service.datasets.resumable_output import is_stream
+    from service.datasets.resumable_output import beside, is_stream
+    from service.errors import ConfigurationError
     from service.observability.logging import configure_logging
     from service.settings import read_settings
 
@@ -111,6 +112,13 @@ def score(
     configure_logging("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
     if not is_stream(output):
         check_file("--output", output)
+        for flag, path in (("--input", input), ("--choices", choices)):
+            if (
+                path is not None
+                and path.exists()
+                and any(file.exists() and file.samefile(path) for file in (output, beside(output, "rejected.jsonl")))
+            ):
+                raise ConfigurationError(f"--output {output} would be written over {flag} {path}: give another path")
     with LineSource("--input", input, max_bytes=settings.max_body_bytes) as source:
         goes_on = source.size is not None and not is_stream(output)
         with resumable() if goes_on else contextlib.nullcontext():

@@ -22,6 +22,7 @@ from storing import adapt, new_pair, repository
 
 from service.cli import bulk_run, main
 from service.datasets.jsonl import read_jsonl
+from service.datasets.resumable_output import ResumableOutput
 from service.store import open_database
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,26 @@ def test_ctrl_c_ends_a_run_that_can_go_on(here: Here, monkeypatch: pytest.Monkey
     assert [each["id"] for each in lines("out.jsonl")[::2]] == list(range(80))
 
 
+def test_a_line_of_a_row_that_was_interrupted_is_not_written_twice(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("rows.jsonl", numbered(4))
+    arguments = ("score", "--input", "rows.jsonl", "--output", "out.jsonl", *FEW_SHOT)
+    calls = 0
+    whole_write = ResumableOutput.write
+
+    def interrupted(out: ResumableOutput, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        whole_write(out, data)
+        if calls == 5:  # the first of row 2, by somebody who pressed Ctrl-C twice
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableOutput, "write", interrupted)
+    assert here(*arguments).returncode == 130
+    assert here(*arguments).returncode == 0
+    expected = [(i, user) for i in range(4) for user in ("ada", "bob")]
+    assert [(line["id"], line["user_id"]) for line in lines("out.jsonl")] == expected
+
+
 def test_a_bad_row_stops_the_run_is_mended_or_set_aside(here: Here) -> None:
     good = [json.loads(line) for line in CANDIDATES.read_text().splitlines()]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in good[:2]) + '{"prompt": "p"}\n')
@@ -156,6 +177,31 @@ def test_a_bad_row_stops_the_run_is_mended_or_set_aside(here: Here) -> None:
     (rejected,) = lines("out.jsonl.rejected.jsonl")
     assert (rejected["line"], rejected["reason"]) == (3, "completions must be a list of texts, at least one")
     assert json.loads(rejected["row"])["completions"] == "torn"
+
+
+def test_a_file_that_is_read_is_not_written_over(here: Here) -> None:
+    Path("rows.jsonl").write_bytes(CANDIDATES.read_bytes())
+    Path("choices.jsonl").write_bytes(CHOICES.read_bytes())
+    Path("linked.jsonl").hardlink_to("rows.jsonl")
+    Path("out.jsonl.rejected.jsonl").hardlink_to("rows.jsonl")
+    for output, flag in (("linked.jsonl", "--input"), ("out.jsonl", "--input"), ("choices.jsonl", "--choices")):
+        arguments = ("--input", "rows.jsonl", "--choices", "choices.jsonl", "--output", output, "--fresh")
+        refused = here("score", *arguments)
+        assert refused.returncode == 2
+        assert f"--output {output} would be written over {flag} " in refused.stderr
+    assert Path("rows.jsonl").read_bytes() == CANDIDATES.read_bytes()
+    assert Path("choices.jsonl").read_bytes() == CHOICES.read_bytes()
+
+
+def test_rows_that_were_set_aside_are_told_and_nobody_is_not_called_none(here: Here) -> None:
+    arguments = ("score", "--input", "rows.jsonl", "--output", "out.jsonl", "--skip-bad")
+    write("rows.jsonl", numbered(1))
+    assert here(*arguments).returncode == 0
+    assert "nothing to do, all 1 rows are there" in here(*arguments).stdout
+    write("rows.jsonl", [*numbered(1), {"prompt": "p"}])
+    refused = here(*arguments, "--users", "None")
+    assert (refused.returncode, "begun with another --users" in refused.stderr) == (2, True)
+    assert "1 rows could not be scored" in here(*arguments).stdout
 
 
 def test_users_of_the_database_are_those_of_the_beginning(
