@@ -28,7 +28,7 @@ from service.backbone.protocol import (
     TextTooLong,
     TokenisedText,
 )
-from service.backbone.tokenizer_files import encode_text, fit_ids, vocabulary_size
+from service.backbone.tokenizer_files import encode_text, encoding_of, fit_ids, vocabulary_size
 from service.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ class MiniLMRenderer:
         """As the protocol says; when shortening, the prompt's start goes first, then the completion's end."""
         prompt = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
         text = f"{prompt}\n\n{completion}"
-        ids = encode_text(self._tokenizer, text, add_special_tokens=True)
+        encoding = encoding_of(self._tokenizer, text, add_special_tokens=True, offsets=truncate)
+        ids: list[int] = encoding.ids
         if len(ids) <= self.max_tokens:
             return TokenisedText(tuple(ids), truncated=False)
         if not truncate:
             raise TextTooLong(len(ids), self.max_tokens)
         first, *pieces, last = ids
         boundary = len(prompt) + 2
-        offsets = self._tokenizer.encode_batch([text])[0].offsets
-        prompt_pieces = sum(start < boundary for start, _ in offsets[1:-1])
+        prompt_pieces = sum(start < boundary for start, _ in encoding.offsets[1:-1])
         room = self.max_tokens - 2
         dropped = min(prompt_pieces, len(pieces) - room)
         return TokenisedText((first, *pieces[dropped:][:room], last), truncated=True)
