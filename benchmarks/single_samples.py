@@ -103,13 +103,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, help="in a round, with 16 completions each")
     parser.add_argument("--only", nargs="+", default=[""], help="how the names begin of the single clients to measure")
+    parser.add_argument("--threads", type=int, help="of the server's products; 1 where other work has the machine busy")
     arguments = parser.parse_args(argv)
+    threads = {} if arguments.threads is None else {"OMP_NUM_THREADS": str(arguments.threads)}
     print(describe())
     for name in arguments.served:
         with tempfile.TemporaryDirectory() as folder:
             served = _smollm2(Path(folder)) if name == "smollm2" else _minilm(long=name == "minilm_long")
             # The largest batch is more than the four seconds of work that a slow CPU accepts by default.
-            settings = {"MAX_QUEUE_WAIT_S": "600", "REQUEST_TIMEOUT_S": "600", **served.settings}
+            settings = {"MAX_QUEUE_WAIT_S": "600", "REQUEST_TIMEOUT_S": "600", **threads, **served.settings}
             with ServerProcess(Path(folder) / "data", **settings) as server:
                 measure(server, served, arguments.prompts or served.prompts, arguments.rounds, tuple(arguments.only))
 
@@ -121,7 +123,7 @@ def _smollm2(folder: Path) -> Served:
         "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>\n"
     )
     settings = {"CHECKPOINT": str(folder / "checkpoint"), "DTYPE": "bfloat16"}
-    return Served("SmolLM2-135M, bfloat16", settings, template, 8, (100, 200), (50, 150))
+    return Served("SmolLM2-135M, bfloat16", settings, template, 8, (100, 200), (50, 100))
 
 
 def _minilm(*, long: bool) -> Served:
@@ -220,7 +222,7 @@ def measure(server: ServerProcess, served: Served, prompts: int, rounds: int, on
     kinds = [*batches.items(), *singles.items()]
     process = psutil.Process(server.pid)
     for _, ask in kinds[len(batches) - 1 :]:  # what is made once is made, and queues have learned what is usual
-        ask(server.url, next(rounds_of_samples)[: CLIENTS + COMPLETIONS])
+        ask(server.url, next(rounds_of_samples)[:COMPLETIONS])
     found = {name: Measured() for name, _ in kinds}
     for i in range(rounds):
         turn = i % len(kinds)
