@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from documented import check_answer, read_document
+from guarded import Guarded
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/rlhf/rerank.md"
 DOCUMENT = read_document()
@@ -122,6 +123,20 @@ def test_the_call_of_the_page_runs(api: httpx.Client) -> None:
     response = api.post("/v1/rerank", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 200, response.text
     assert response.json()["user_id"] == "ada"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_another_tenants_user_has_the_populations_order(guarded: Guarded, version: int) -> None:
+    user = f"u{uuid.uuid4().hex}"
+    pair = {"prompt": "Name a tree.", "chosen": "Oak.", "rejected": "What a lovely question, dear!"}
+    with guarded.client(guarded.key("one")) as one, guarded.client(guarded.key("two", "score")) as two:
+        one.post(f"/users/{user}/adapt", json={"pairs": [pair]}).raise_for_status()
+        for named in ({"user": user}, {"model": f"@{user}"}):
+            mine, theirs = (reranked(client, version, **named) for client in (one, two))
+            assert (mine["user_state"], theirs["user_state"]) == ("adapted", "cold_start")
+            check_order(mine["results"], rewards(one, user))
+            check_order(theirs["results"], rewards(two, None))
+            assert mine["results"] != theirs["results"]
 
 
 MANY = ["x"] * 4097
