@@ -5,14 +5,14 @@ server 10 choices between answers to other prompts. Then everybody gets, of the 
 first, the one that the population's reward likes best, and the one that their own reward likes best; what they truly
 think of it is known.
 
-Usage: .venv/bin/python examples/best_of_n.py                      all three studies, about ten minutes on two cores
+Usage: .venv/bin/python examples/best_of_n.py                      all four studies, a quarter of an hour on two cores
        .venv/bin/python examples/best_of_n.py --studies demo       SmolLM2's answers, the demo checkpoint: three minutes
        .venv/bin/python examples/best_of_n.py --sample NEW.jsonl   with answers sampled anew: half an hour more
 
-The studies: `demo`, the demo checkpoint on SmolLM2's answers; `trained`, a checkpoint trained here on other people's
-choices between SmolLM2's answers to other prompts; `simulator`, the demo checkpoint on answers as it was trained on.
-A server is started for each; `--url` asks one that runs (`demo` or `simulator`). docs/rlhf/best-of-n.md tells what came
-out.
+The studies: `demo`, the demo checkpoint on SmolLM2's answers; `onboarding`, the same, but people choose between answers
+as the checkpoint was trained on; `trained`, a checkpoint trained here on other people's choices, some of them between
+SmolLM2's answers to other prompts; `simulator`, the demo checkpoint where all answers are as it was trained on. A
+server is started for each; `--url` asks one that runs (not for `trained`). docs/rlhf/best-of-n.md tells what came out.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import argparse
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from best_of_n_study import in_domain, picture, worlds
 from best_of_n_study.people import draw_people
 from best_of_n_study.server import serving
-from best_of_n_study.study import Study, as_json, run, table
+from best_of_n_study.study import as_json, run, table
 from metareward_client import Client
 
 STUDIES = {
     "demo": "SmolLM2's answers, demo checkpoint",
+    "onboarding": "SmolLM2's answers, demo checkpoint, pairs of simulated answers",
     "trained": "SmolLM2's answers, checkpoint trained on them",
     "simulator": "the simulator's answers, demo checkpoint",
 }
@@ -47,16 +49,20 @@ def main() -> None:
     parser.add_argument("--url", help="A server that runs; its users study-* are erased.")
     parser.add_argument("--sample", type=Path, help="Sample answers anew into this file, or take them from it.")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/best-of-n"), help="Where `trained` trains (%(default)s)."
+        "--folder",
+        type=Path,
+        default=Path("runs/best-of-n"),
+        help="Where `trained` trains, and everybody's gains are kept (%(default)s).",
     )
-    parser.add_argument("--json", type=Path, help="Where to write every person's gains.")
-    parser.add_argument("--plot", type=Path, help="Where to draw the picture, a PNG.")
+    parser.add_argument("--plot", type=Path, help="Where to draw all studies in FOLDER/gains.json, a PNG.")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     answers_file = arguments.sample or worlds.KEPT
-    studies: list[Study] = []
+    gains_file = arguments.folder / "gains.json"
     for name in arguments.studies:
         world = worlds.simulator() if name == "simulator" else worlds.smollm2(answers_file)
+        if name == "onboarding":
+            world = replace(world, told_about=worlds.simulator().told_about)
         people = draw_people(arguments.people, arguments.seed, world.told_about)
         checkpoint = None
         if name == "trained":
@@ -67,13 +73,15 @@ def main() -> None:
             nullcontext(arguments.url) if arguments.url else serving(checkpoint) as url,
             Client(url, timeout=TIMEOUT_S) as client,
         ):
-            studies.append(run(client, world, people, STUDIES[name]))
-        print(table(studies[-1]), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps([as_json(study) for study in studies]) + "\n", encoding="utf-8")
+            study = run(client, world, people, STUDIES[name])
+        print(table(study), flush=True)
+        found = json.loads(gains_file.read_text(encoding="utf-8")) if gains_file.exists() else {}
+        found[study.name] = as_json(study)
+        gains_file.parent.mkdir(parents=True, exist_ok=True)
+        ordered = {title: found[title] for title in STUDIES.values() if title in found}
+        gains_file.write_text(json.dumps(ordered) + "\n", encoding="utf-8")
     if arguments.plot:
-        picture.draw(arguments.plot, studies)
+        picture.draw(arguments.plot, ordered)
 
 
 if __name__ == "__main__":

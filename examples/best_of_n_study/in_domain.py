@@ -5,6 +5,7 @@ What anybody with a population and a model would do: `metareward embed`, then `m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,24 +24,27 @@ def train(people: People, answers: Answers, folder: Path, backbone: str, *, pair
     Args:
         people: Who choose; none of those who are tested.
         answers: What they choose from.
-        folder: Where everything is kept; what is finished is not done again.
+        folder: Where everything is kept, in a folder of its own; what is finished is not done again.
         backbone: `minilm`, or a model's folder or .gguf file.
         pairs: Choices of each.
 
     Returns:
         The checkpoint's folder.
     """
+    rows = []
+    for person in range(len(people)):
+        for number, asked in enumerate(questions(answers, pairs, (people.seed, person))):
+            chosen, rejected = people.choice(person, asked, number)
+            row = {"user_id": f"seen-{person}", "prompt": asked.prompt, "chosen": chosen, "rejected": rejected}
+            rows.append(json.dumps({**row, "split": "seen", "part": "train"}, ensure_ascii=False))
+    text = "\n".join(rows) + "\n"
+    # named by what is in it: other answers or people get a folder of their own
+    folder = folder / f"trained-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "choices.jsonl").open("w", encoding="utf-8") as file:
-        for person in range(len(people)):
-            for number, asked in enumerate(questions(answers, pairs, (people.seed, person))):
-                chosen, rejected = people.choice(person, asked, number)
-                row = {"user_id": f"seen-{person}", "prompt": asked.prompt, "chosen": chosen, "rejected": rejected}
-                file.write(json.dumps({**row, "split": "seen", "part": "train"}, ensure_ascii=False) + "\n")
-    data, checkpoint = folder / "embedded", folder / "checkpoint"
-    _metareward(
-        "embed", "--format", "jsonl", "--input", folder / "choices.jsonl", "--backbone", backbone, "--output", data
-    )
+    choices, data, checkpoint = folder / "choices.jsonl", folder / "embedded", folder / "checkpoint"
+    if not choices.exists():
+        choices.write_text(text, encoding="utf-8")
+    _metareward("embed", "--format", "jsonl", "--input", choices, "--backbone", backbone, "--output", data)
     _metareward("train", "--data", data, "--seed", "0", "--name", "best-of-n", "--output", checkpoint)
     return checkpoint
 

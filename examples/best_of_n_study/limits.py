@@ -30,7 +30,7 @@ def eyes_open(people: People, others: People, told_about: Answers, judged: Answe
         Own rewards float64 [U, P, N] and the population's [P, N].
     """
     covariance_FF = np.cov(others.taste_UF.T) + _LEAST_SPREAD * np.eye(others.taste_UF.shape[1])
-    start = GaussianStart(others.taste_UF.mean(axis=0), np.linalg.inv(covariance_FF))
+    start = GaussianStart(others.taste_UF.mean(axis=0), np.asarray(np.linalg.inv(covariance_FF), np.float64))
     features_PNF = np.array([[features(text) for text in texts] for texts in judged.values()])
     own = []
     for person in range(len(people)):

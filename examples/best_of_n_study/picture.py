@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from best_of_n_study.study import TOLD, Study
+from best_of_n_study.study import TOLD
 
 
-def draw(file: Path, studies: Sequence[Study]) -> None:
-    """Write the picture as PNG: one colour for each study."""
+def draw(file: Path, studies: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the picture as PNG: one colour for each study.
+
+    Args:
+        file: Where to.
+        studies: By name, as `study.as_json` has them.
+    """
     # a figure of its own, not pyplot's: no global state, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.0, 4.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12.0, 5.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     spread, growth = figure.subplots(1, 2)
-    for number, study in enumerate(studies):
-        colour, ten = f"C{number}", study.after_ten
-        ordered = np.sort(ten.gain_U)
-        label = f"{study.name}: {100 * ten.share:.0f} %, mean {ten.mean:+.2f} ± {ten.error:.2f}"
-        spread.plot(100 * (np.arange(len(ordered)) + 0.5) / len(ordered), ordered, color=colour, label=label)
+    for number, (name, study) in enumerate(studies.items()):
+        colour = f"C{number}"
         for title, style in (("by chance", "-"), ("suggested", "--")):
-            curve = study.curves[title]
-            pairs = list(curve)
-            mean = np.array([each.mean for each in curve.values()])
-            error = np.array([each.error for each in curve.values()])
-            growth.plot(pairs, mean, style, marker="o", markersize=4, color=colour, label=f"{study.name}, {title}")
-            growth.fill_between(pairs, mean - error, mean + error, alpha=0.15, color=colour, linewidth=0)
-    spread.axhline(0, color="black", linewidth=1)
+            curve = {int(pairs): np.array(gains) for pairs, gains in study["gain"][title].items()}
+            ten = np.sort(curve[TOLD])
+            share = 100 * (ten > 0).mean()
+            place = 100 * (np.arange(len(ten)) + 0.5) / len(ten)
+            spread.plot(place, ten, style, color=colour, label=f"{name}, {title}: {share:.0f} % above 0")
+            mean = np.array([each.mean() for each in curve.values()])
+            error = np.array([each.std(ddof=1) / np.sqrt(len(each)) for each in curve.values()])
+            growth.plot(list(curve), mean, style, marker="o", markersize=4, color=colour, label=f"{name}, {title}")
+            growth.fill_between(list(curve), mean - error, mean + error, alpha=0.15, color=colour, linewidth=0)
+            growth.set_xticks(list(curve))
+    for axes in (spread, growth):
+        axes.axhline(0, color="black", linewidth=1)
     spread.set(
         xlabel="people, in the order of their gain, %",
         ylabel="gain over the population's reward, log-odds of true taste",
-        title=f"Each person's gain after {TOLD} pairs (share above 0)",
+        title=f"Each person's gain after {TOLD} pairs",
     )
-    spread.legend(fontsize="small", loc="upper left")
-    growth.axhline(0, color="black", linewidth=1)
     growth.set(
         xlabel="pairs that a person has answered",
-        ylabel="mean gain, log-odds",
+        ylabel="mean gain over the population's reward, log-odds",
         title="Mean gain by pairs (± standard error over people)",
-        xticks=list(studies[0].curves["by chance"]),
     )
-    growth.legend(fontsize="small")
+    # one legend for both, below them
+    handles, labels = spread.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from metareward_client import Client
@@ -27,12 +27,10 @@ class World:
     """Answers of one writer, parted.
 
     Attributes:
-        name: What is told of it.
         told_about: Answers that people's pairs are of.
         judged: Answers to other prompts, as many to each: people get the best of them.
     """
 
-    name: str
     told_about: Answers
     judged: Answers
 
@@ -165,10 +163,9 @@ def _gain_cells(over: Gain) -> str:
     return f"{over.mean:+.2f} ± {over.error:.2f} | {100 * over.share:.0f} %"
 
 
-def as_json(study: Study) -> Mapping[str, object]:
+def as_json(study: Study) -> dict[str, Any]:
     """Every person's numbers, for those who want to draw or test otherwise."""
     return {
-        "name": study.name,
         "got": {way: np.round(way_UP.mean(axis=1), 4).tolist() for way, way_UP in study.ways.items()},
         "gain": {
             title: {str(pairs): np.round(each.gain_U, 4).tolist() for pairs, each in curve.items()}

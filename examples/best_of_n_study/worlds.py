@@ -25,7 +25,7 @@ _SIMULATED_PROMPTS: Final = 48
 def smollm2(file: Path) -> World:
     """SmolLM2-135M-Instruct's answers, from `file` as far as it has them."""
     told_about = written(SUPPORT_PROMPTS, ANSWERS, file, Sampling())
-    return World("SmolLM2's answers", told_about, written(TEST_PROMPTS, ANSWERS, file, Sampling()))
+    return World(told_about, written(TEST_PROMPTS, ANSWERS, file, Sampling()))
 
 
 def training_answers(file: Path) -> dict[str, list[str]]:
@@ -47,4 +47,4 @@ def simulator() -> World:
     parts: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})
     for prompt in prompts:
         parts[prompt.topic not in told][prompt.question] = list(prompt.answers)
-    return World("the simulator's answers", *parts)
+    return World(*parts)

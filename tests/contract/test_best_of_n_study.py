@@ -92,7 +92,7 @@ def test_an_answer_that_was_cut_ends_with_a_whole_sentence(text: str, whole: str
 
 
 def test_a_small_study_on_a_server(server: ServerProcess) -> None:
-    world = World("a few answers", _few(SUPPORT_PROMPTS), _few(TEST_PROMPTS))
+    world = World(_few(SUPPORT_PROMPTS), _few(TEST_PROMPTS))
     people = draw_people(4, 3, world.told_about)
     with Client(server.url) as client:
         study = run(client, world, people, "a few")
