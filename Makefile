@@ -94,4 +94,4 @@ demo-checkpoint: $(VENV)/.dev  ## Train the demo checkpoint again, as service/ch
 	sh service/checkpoints/demo/make.sh
 
 clean:  ## Remove .venv and caches; users stay (.metareward)
-	rm -rf $(VENV) $(INTEGRATIONS_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info sdk/build sdk/*.egg-info
+	rm -rf $(VENV) $(INTEGRATIONS_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -136,7 +136,8 @@ class Attempts(Generic[T]):
             self._fail(self._out_of_time(sent=how is Broken.OUT_OF_TIME), again=False)
         else:
             maybe = self._maybe_done if how is Broken.MAY_HAVE_ARRIVED else ""
-            error = errors.ConnectionFailed(f"{detail}{maybe}", request_id=self._request_id)
+            tries = f" Tried {self._tries} times." if self._tries > 1 else ""
+            error = errors.ConnectionFailed(f"{detail}{tries}{maybe}", request_id=self._request_id)
             self._fail(error, again=self._call.repeatable or how is Broken.NEVER_SENT)
 
     @property

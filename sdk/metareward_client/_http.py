@@ -63,15 +63,21 @@ def broken(error: Exception) -> tuple[Broken, str]:
     """What an error of HTTPX means for the request, and how to say it."""
     match error:
         case httpx.ConnectTimeout():
-            return Broken.NEVER_SENT, "The server cannot be reached: no connection in time."
+            return Broken.NEVER_SENT, f"{_address(error)} cannot be reached: no connection in time."
         case httpx.ConnectError() | httpx.ProxyError():
-            return Broken.NEVER_SENT, f"The server cannot be reached: {error}."
+            return Broken.NEVER_SENT, f"{_address(error)} cannot be reached: {error}. Is the server started there?"
         case httpx.PoolTimeout():
             return Broken.NO_CONNECTION_IN_TIME, ""
         case httpx.TimeoutException():
             return Broken.OUT_OF_TIME, ""
         case _:
             return Broken.MAY_HAVE_ARRIVED, f"The connection broke before the answer came: {error}."
+
+
+def _address(error: httpx.RequestError) -> str:
+    """Where it was sent, without path and password."""
+    url = error.request.url
+    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def client_options(config: Config) -> dict[str, Any]:
