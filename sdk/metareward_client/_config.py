@@ -56,7 +56,9 @@ class Config:
         url = self.base_url or os.environ.get("METAREWARD_URL") or DEFAULT_URL
         key = os.environ.get("METAREWARD_API_KEY") if self.api_key is None else self.api_key
         if not _URL.fullmatch(url):
-            raise ValueError("base_url must be like http://127.0.0.1:8000 or https://host/prefix, without a query")
+            raise ValueError(
+                "base_url (METAREWARD_URL) must be like http://127.0.0.1:8000 or https://host/prefix, without a query"
+            )
         if key and not _VISIBLE.fullmatch(key):
             raise ValueError("api_key must be printable ASCII without spaces; is there a line break behind it?")
         if not self.timeout > 0:

@@ -85,8 +85,8 @@ def pairs(
 
 def _told(output: Path, counts: dict[str, Any]) -> str:
     told = f"{output}: {counts['pairs']} pairs of {counts['rows']} rows"
-    if counts["near_ties"]:
-        told += f"; {counts['near_ties']} pairs were too near to a tie"
     if counts["rows_without"]:
-        told += f"; {counts['rows_without']} rows have no pair"
+        told += f"; none from {counts['rows_without']} rows"
+    if counts["near_ties"]:
+        told += f"; left out as too near to a tie: {counts['near_ties']}"
     return told
