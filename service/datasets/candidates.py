@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import orjson
 
-from service.datasets.json_rows import BadRow, json_object
+from service.datasets.json_rows import BadRow, json_object, unicode
 from service.datasets.line_source import Line, LineSource, Mark
-from service.datasets.row_fields import prompt_of, unicode, user_of
+from service.datasets.row_fields import prompt_of, user_of
 from service.datasets.texts import Messages
 
 SCORED_FIELDS: Final = (

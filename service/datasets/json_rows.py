@@ -81,6 +81,19 @@ def _finite(number: str) -> float:
     return value
 
 
+def unicode(value: str, field: str) -> str:
+    """`value`, which can be written as UTF-8.
+
+    Raises:
+        BadRow: It holds half of a surrogate pair.
+    """
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{field} holds half of a surrogate pair: write the character itself") from None
+    return value
+
+
 def required(row: Mapping[str, Any], name: str, where: str = "") -> Any:
     """The value of a field that must be there.
 
@@ -106,11 +119,7 @@ def text_field(row: Mapping[str, Any], name: str, where: str = "") -> str:
     value = required(row, name, where)
     if not isinstance(value, str):
         raise BadRow(f"{where}{name} must be text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{where}{name} holds half of a surrogate pair: write the character itself") from None
-    return value
+    return unicode(value, f"{where}{name}")
 
 
 def id_field(row: Mapping[str, Any], name: str) -> str:

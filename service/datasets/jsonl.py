@@ -26,9 +26,9 @@ from typing import Any, Final
 import numpy as np
 
 from service.datasets.bad_rows import BadRows
-from service.datasets.json_rows import BadRow, json_object
+from service.datasets.json_rows import BadRow, json_object, unicode
 from service.datasets.pairs import NO_CONVERSATION, QUERY, SUPPORT, TRAIN, PairTable
-from service.datasets.row_fields import prompt_of, unicode, user_of
+from service.datasets.row_fields import prompt_of, user_of
 from service.datasets.splits import choose_unseen, split_conversations
 from service.datasets.texts import Messages, PreferenceData, Text, TextTable
 from service.errors import ConfigurationError

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from service.datasets.json_rows import BadRow
+from service.datasets.json_rows import BadRow, unicode
 from service.datasets.texts import Messages, user_prompt
 
 _ROLES: Final = ("system", "user", "assistant")
-
-
-def unicode(value: str, field: str) -> str:
-    """`value`, which can be written as UTF-8.
-
-    Raises:
-        BadRow: It holds half of a surrogate pair.
-    """
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{field} holds half of a surrogate pair: write the character itself") from None
-    return value
 
 
 def user_of(value: Any) -> str:
