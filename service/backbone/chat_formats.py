@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.backbone.protocol import Message
+from service.backbone.protocol import MAX_TURNS, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +35,30 @@ class ChatFormat:
         header: What begins a turn; its first group that matched names the role, in the words of `_ROLES`.
         ends: What ends a turn, and what ends a text.
         trims: Whether its templates take blanks from both sides of what is said, or add some.
-        preamble: Whether the system message stands before the first header, without one of its own.
+        preamble: What begins a text whose system message stands before the first header, without one of its own.
     """
 
     name: str
     header: re.Pattern[str]
     ends: tuple[str, ...]
     trims: bool = False
-    preamble: bool = False
+    preamble: str = ""
 
     def opens(self, text: str) -> bool:
         """Whether a text is in this format."""
-        return (self.header.search(text) if self.preamble else self.header.match(text, _begin(text))) is not None
+        if self.header.match(text, _begin(text)) is not None:
+            return True
+        # Elsewhere a header says nothing: it may be the policy that wrote it, into a text of another format.
+        return self.preamble != "" and text.lstrip().startswith(self.preamble) and bool(self.header.search(text))
 
     def read(self, query: str, prompt: str | None) -> Chat | None:
         """The conversation of `query`, which begins with `prompt` or with its end; None where no answer is in it."""
         headers = list(self.header.finditer(query))
         end = None if prompt is None else prompt_end(query, prompt)
-        if end is None:
+        if prompt is None:
             last = max((i for i, header in enumerate(headers) if _role(header) == "assistant"), default=-1)
+        elif end is None:
+            last = self._last_of(prompt, headers)
         else:
             # Whatever the completion holds that looks like a turn is part of it.
             last = sum(header.start() < end for header in headers) - 1
@@ -63,11 +68,22 @@ class ChatFormat:
         if last < 0 or _role(headers[last]) != "assistant":
             return None
         # Of a prompt that was too long for the policy the query has the end only.
-        asked = query[: headers[last].start()] if end is None or prompt is None else self._asked(prompt)
+        asked = query[: headers[last].start()] if prompt is None else self._asked(prompt)
         turns = self._turns(asked)
         completion = without_ends(query[headers[last].end() :], self.ends)
         completion = _NO_THOUGHT.sub("", completion.strip() if self.trims else completion)
         return Chat(turns, completion) if turns else None
+
+    def _last_of(self, prompt: str, headers: Sequence[re.Match[str]]) -> int:
+        """Which header begins the answer where decoding changed letters of the prompt (`NFC`, say); -1 for none.
+
+        The turns of the prompt come first, or those that are left of it. A header more is the policy's own.
+        """
+        asked, found = list(map(_role, self.header.finditer(prompt))), list(map(_role, headers[:MAX_TURNS]))
+        for lost in range(min(len(asked), MAX_TURNS)):
+            if found[: len(asked) - lost] == asked[lost:]:
+                return len(asked) - lost - 1
+        return -1
 
     def _asked(self, prompt: str) -> str:
         """A prompt without the header that begins the answer."""
@@ -77,6 +93,8 @@ class ChatFormat:
     def _turns(self, text: str) -> list[Message]:
         begin = _begin(text)
         headers = list(self.header.finditer(text))
+        if len(headers) >= MAX_TURNS:
+            return []
         turns: list[Message] = []
         first = headers[0].start() if headers else len(text)
         if self.preamble and text[begin:first].strip():
@@ -88,7 +106,7 @@ class ChatFormat:
             role = _role(header)
             if role == "system":
                 turns += _system(content)
-            elif role == "user" and (folded := _LLAMA2_SYSTEM.match(content)) is not None:
+            elif header[1] == "[INST]" and (folded := _LLAMA2_SYSTEM.match(content)) is not None:
                 turns += [*_system(folded[1].strip()), {"role": "user", "content": content[folded.end() :].strip()}]
             else:
                 turns.append({"role": role, "content": content})
@@ -146,7 +164,7 @@ FORMATS: Final = (
         re.compile(r"<\uff5c(User|Assistant)\uff5c>"),
         ("<\uff5cend▁of▁sentence\uff5c>",),
         trims=True,
-        preamble=True,
+        preamble="<\uff5cbegin▁of▁sentence\uff5c>",
     ),
     ChatFormat("Granite", re.compile(r"<\|start_of_role\|>(\w+)<\|end_of_role\|>"), ("<|end_of_text|>",)),
 )
@@ -177,7 +195,8 @@ def prompt_end(query: str, prompt: str) -> int | None:
         return len(prompt)
     tail = prompt[-_TAIL:]
     at = query.find(tail) + len(tail)
-    if tail.strip() and at >= len(tail) and prompt.endswith(query[:at]):
+    # The cut may have gone through a letter of several tokens.
+    if tail.strip() and at >= len(tail) and prompt.endswith(query[:at].lstrip("\ufffd")):
         return at
     at, text = _begin(query), prompt[_begin(prompt) :]
     for letter in text:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict
 
 from service.backbone.prefix_cache import PrefixCacheStats
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 BackboneKind = Literal["minilm", "huggingface"]
 Dtype = Literal["float32", "bfloat16", "float8"]
+
+
+MAX_TURNS: Final = 1024
+"""The longest conversation that is read out of a text, or out of messages that may be empty: a template writes more for
+every turn than the turn itself takes, so the bound on a text's bytes is none on what is tokenised."""
 
 
 class Message(TypedDict):
