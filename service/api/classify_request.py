@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from service.errors import InvalidInput, NotFound
-from service.operations.texts import Message
+from service.operations.texts import MAX_TURNS, Message
 
 MAX_SALT_LENGTH: Final = 1024  # vLLM's
 ALL_THAT_FITS: Final = -1
@@ -155,6 +155,8 @@ def _input(value: Any, add_special_tokens: Any) -> ClassifyRequest:
 def _messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or len(value) < 2:
         raise InvalidInput.single("messages", "must be a list of a prompt's messages and the completion, the last one")
+    if len(value) > MAX_TURNS:
+        raise InvalidInput.single("messages", f"has {len(value)}, at most {MAX_TURNS}; leave out the oldest")
     messages: list[Message] = []
     for index, entry in enumerate(value):
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import orjson
 from fastapi import Request, Response
@@ -11,9 +12,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # Every value may be wrong, and a description of what is wrong takes far more memory than the value: 3 MB of empty
 # pairs took 4 GB and half a minute. 4,096 items with prompts of three messages have 61,000.
 MAX_JSON_VALUES: Final = 65_536
+# A body of so many bytes is read before a thread has begun.
+_READ_AT_ONCE: Final = 65_536
 
 
 class StrictJsonRequest(Request):
@@ -71,6 +77,13 @@ async def body_bytes(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect:
         raise HTTPException(400, "The request ended before its body did.") from None
+
+
+async def read_aside(body: bytes, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `read` makes of `body`, or of what came of it: in a thread, where it would hold up all other requests."""
+    if len(body) <= _READ_AT_ONCE:
+        return read(*args, **kwargs)
+    return await asyncio.to_thread(read, *args, **kwargs)
 
 
 def json_response(content: Any, status: int = 200) -> Response:

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.classify_request import ALL_THAT_FITS, MAX_SALT_LENGTH
+from service.operations.texts import MAX_TURNS
 
 _SALT: Final = (
     "Whose texts they are: texts with different salts share neither computation nor a cache, so that nobody learns "
@@ -45,7 +46,7 @@ class ClassifyConversation(BaseModel):
 
     model: str | None = Field(None, description="As /v1/models names it; any other is refused.", examples=[None])
     messages: list[ConversationMessage] = Field(
-        min_length=2, description="The prompt, and as the last one the assistant's completion."
+        min_length=2, max_length=MAX_TURNS, description="The prompt, and as the last one the assistant's completion."
     )
     use_activation: Literal[False] | None = Field(None, description="Base rewards have no activation.")
     truncate_prompt_tokens: None = Field(None, description="Nothing is shortened: a text that is too long gets 400.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import orjson
 
 from service.backbone.chat_formats import prompt_end, read_chat
 from service.backbone.protocol import Renderer
@@ -93,7 +94,7 @@ def _user_of(label: object) -> str | None:
     if isinstance(label, str):
         label = label.strip()
         if label.startswith("{"):
-            label = json.loads(label)
+            label = orjson.loads(label)
     if label is None or label == "":
         return None
     if isinstance(label, dict):

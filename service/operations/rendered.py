@@ -31,7 +31,7 @@ def token_problem(text: object, *, vocab_size: int, max_tokens: int | None = Non
     if not text:
         return _NO_TOKENS
     if max_tokens is not None and len(text) > max_tokens:
-        return f"has {len(text)} tokens where the backbone reads at most {max_tokens}; shorten it"
+        return f"has {len(text)} tokens where at most {max_tokens} are read; shorten it"
     if not {int}.issuperset(map(type, text)):  # exact types: true and 1.0 are no ids
         return "holds something that is no integer; token ids are integers"
     if min(text) < 0 or max(text) >= vocab_size:

@@ -8,9 +8,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.backbone.protocol import Message
+from service.backbone.protocol import MAX_TURNS, Message
 
 __all__ = [
+    "MAX_TURNS",
     "AnyText",
     "GroupKeys",
     "Message",

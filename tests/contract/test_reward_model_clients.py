@@ -8,7 +8,9 @@ discriminative reward model), OpenRLHF 0.11.2 (`utils/agent.py`, `trainer/ppo_ut
 from __future__ import annotations
 
 import math
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -133,7 +135,9 @@ def test_without_a_user_a_text_has_the_base_rewards_of_the_checkpoint(api: httpx
         ({"input": [[]]}, 422, "input[0]", "at least one"),
         ({"input": ["x"] * 4097}, 422, "input", "at most 4096"),
         ({"input": "x" * 262_145}, 422, "input[0]", "bytes"),
+        ({"input": [101] * 262_145, "truncate_prompt_tokens": -1}, 422, "input[0]", "at most 262144"),
         ({"messages": [{"role": "user", "content": "x"}]}, 422, "messages", "the completion"),
+        ({"messages": [{"role": "user", "content": ""}] * 1025}, 422, "messages", "at most 1024"),
         ({}, 422, "input", "either input or messages"),
         ([], 422, "body", "no JSON object"),
     ],
@@ -235,6 +239,23 @@ def test_a_policy_that_runs_on_is_shortened_and_told_of(api: httpx.Client) -> No
     assert [issue["field"] for issue in refused.json()["errors"]] == ["query[0]"]
 
 
+@pytest.mark.parametrize("path", ["/classify", GET_REWARD])
+def test_texts_that_take_long_to_read_hold_up_nobody(api: httpx.Client, server: Any, path: str) -> None:
+    text = f"{CHATML_PROMPT}Yes." + "<|im_end|> " * 23_000
+    body = {"input": [text] * 24, "query": [text] * 24}
+    with ThreadPoolExecutor() as pool, server.client() as other:
+        began = time.monotonic()
+        reading = pool.submit(api.post, path, json=body)
+        waits = []
+        while not reading.done():
+            asked = time.monotonic()
+            other.get("/v1/models").raise_for_status()
+            waits.append(time.monotonic() - asked)
+        took = time.monotonic() - began
+    assert reading.result().status_code == 200, reading.result().text
+    assert max(waits) < took / 2
+
+
 @pytest.mark.parametrize("body", [{"query": [], "prompts": [], "labels": []}, {"query": []}])
 def test_nothing_is_answered_with_nothing(api: httpx.Client, body: dict[str, Any]) -> None:
     response = api.post(GET_REWARD, json=body)
@@ -254,6 +275,8 @@ def test_nothing_is_answered_with_nothing(api: httpx.Client, body: dict[str, Any
         (GET_REWARD, {"query": ["x"], "prompts": ["x"], "labels": "ada"}, ["labels"]),
         (GET_REWARD, {"query": ["x"] * 4097}, ["query"]),
         (GET_REWARD, {"query": ["x" * 262_145]}, ["query[0]"]),
+        (GET_REWARD, {"query": ["x" * 99], "prompts": ["x" * 262_145]}, ["prompts[0]"]),
+        (GET_REWARD, {"query": ["x"], "prompts": ["x"], "labels": ['{"user_id": ' + "[" * 100_000]}, ["labels[0]"]),
         (GET_REWARD, [], ["body"]),
         (f"{GET_REWARD}?user=a%20b", {"query": []}, ["user"]),
         (f"{GET_REWARD}?user=", {"query": []}, ["user"]),

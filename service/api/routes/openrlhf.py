@@ -11,8 +11,8 @@ from service.api.auth import RoleRoute, caller_of, needs
 from service.api.classify_request import json_object
 from service.api.deps import limits_of, runtime_of
 from service.api.errors import documented
-from service.api.json_route import body_bytes, json_response
-from service.api.limits import check_user_id, is_user_id
+from service.api.json_route import body_bytes, json_response, read_aside
+from service.api.limits import Limits, check_user_id, is_user_id
 from service.api.openapi import described_body
 from service.api.openrlhf_schemas import GetRewardRequest, GetRewardResponse
 from service.errors import InvalidInput
@@ -48,17 +48,19 @@ async def get_reward(
     """
     if user is not None:
         check_user_id(user, "user")
-    body = json_object(await body_bytes(request))
-    queries = _queries(body)
-    prompts = _texts(body, "prompts", len(queries))
+    content = await body_bytes(request)
+    body = json_object(content)
     runtime, limits = runtime_of(request), limits_of(request)
-    limits.check_texts("query", len(queries))
+    queries = _queries(body, limits)
+    prompts = _texts(body, "prompts", len(queries))
     check_bytes(((f"query[{i}]", query) for i, query in enumerate(queries)), limits.max_text_bytes)
+    # A query may hold the end of its prompt only; what is scored then is the whole prompt.
+    check_bytes(((f"prompts[{i}]", prompt or "") for i, prompt in enumerate(prompts)), limits.max_text_bytes)
     users = [user] * len(queries) if user is not None else users_of(_list(body, "labels", len(queries)), is_user_id)
     if not queries:
         return json_response({"rewards": [], "scores": [], "extra_logs": {}})
     served = runtime.serving.active
-    read = read_queries(queries, prompts, served.base_rewards.renderer)
+    read = await read_aside(content, read_queries, queries, prompts, served.base_rewards.renderer)
     rewarded = await runtime.text_rewards(
         served, caller_of(request).tenant_id, [each.text for each in read], users, truncate=truncate
     )
@@ -71,10 +73,11 @@ async def get_reward(
     )
 
 
-def _queries(body: dict[str, Any]) -> list[str]:
+def _queries(body: dict[str, Any], limits: Limits) -> list[str]:
     queries = body.get("query")
     if not isinstance(queries, list):
         raise InvalidInput.single("query", "must be a list of texts")
+    limits.check_texts("query", len(queries))
     wrong = next((i for i, query in enumerate(queries) if not isinstance(query, str)), None)
     if wrong is not None:
         raise InvalidInput.single(f"query[{wrong}]", "is no text")

@@ -13,7 +13,7 @@ from service.api.classify_answer import classify_answer
 from service.api.classify_request import ClassifyRequest, json_object, read_classify
 from service.api.deps import limits_of, runtime_of
 from service.api.errors import documented
-from service.api.json_route import body_bytes, json_response
+from service.api.json_route import body_bytes, json_response, read_aside
 from service.api.limits import Limits
 from service.api.model_names import parse_model
 from service.api.openapi import described_body
@@ -40,11 +40,12 @@ async def classify(request: Request) -> Response:
     the K base rewards. Texts are used as they are; the reward is that of `/score` where they are in the backbone's own
     template. Fields of vLLM's that are not listed change nothing.
     """
-    asked = read_classify(json_object(await body_bytes(request)))
+    body = await body_bytes(request)
+    asked = await read_aside(body, read_classify, json_object(body))
     runtime, limits = runtime_of(request), limits_of(request)
     served, user = parse_model(asked.model, asked.user, runtime.serving)
     reader = served.base_rewards
-    texts = _texts(asked, limits, reader)
+    texts = await read_aside(body, _texts, asked, limits, reader)
     tenant = caller_of(request).tenant_id
     if user is None:
         base = await runtime.text_rewards.base_rewards(served, tenant, texts, truncate=asked.truncate)
@@ -103,6 +104,7 @@ def _texts(asked: ClassifyRequest, limits: Limits, reader: BaseRewardReader) -> 
         return [
             rendered_text(t, f"input[{i}]", renderer, add_special_tokens=special) for i, t in enumerate(asked.texts)
         ]
-    longest = None if asked.truncate else renderer.max_tokens
+    # No token is less than a byte of text: ids that are to be shortened get the bound of texts.
+    longest = max(renderer.max_tokens, limits.max_text_bytes) if asked.truncate else renderer.max_tokens
     checked = checked_ids(asked.ids, "input", vocab_size=renderer.vocab_size, max_tokens=longest)
     return [RenderedText(tuple(ids), f"input[{i}]") for i, ids in enumerate(checked)]
