@@ -170,7 +170,9 @@ class Limits:
         if further.get("rank_fields") not in (None, ["text"]):
             issues.append(FieldIssue("rank_fields", "only text is read; join the fields into text yourself"))
         if len(documents) > self.max_completions:
-            message = f"has {len(documents)}, at most {self.max_completions}; send several requests, whose rewards compare"
+            message = (
+                f"has {len(documents)}, at most {self.max_completions}; send several requests, whose rewards compare"
+            )
             _raise_any([*issues, FieldIssue("documents", message)])
         issues += self._text_issues(query, "query")
         for i, document in enumerate(documents):
