@@ -100,7 +100,7 @@ def test_training_outlives_a_server_killed_at_work_and_20_seconds_of_503(tmp_pat
         # What TRL itself says that it trained on, one file a step.
         used = pd.concat(pd.read_parquet(file) for file in sorted((tmp_path / "completions").glob("*.parquet")))
         assert len(used) == STEPS * ROWS
-        assert set(used["user_state"]) == {"adapted"}
+        assert set(used["personal_reward/user_state"]) == {"adapted"}
         users = [messages[0]["content"] for messages in used["prompt"]]
         assert set(users) == set(PEOPLE)
         items = [

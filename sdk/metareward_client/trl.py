@@ -284,7 +284,8 @@ class _PersonalReward:
             for name, value in metrics.items():
                 log_metric(f"rewards/{self.__name__}/{name}", value)
         if log_extra is not None:
-            log_extra("user_state", [None if each is None else each[0].user_state for each in found])
+            # TRL adds what two functions log under one name to one column, which is then too long.
+            log_extra(f"{self.__name__}/user_state", [None if each is None else each[0].user_state for each in found])
         rewards = [None if each is None else each[0].rewards[each[1]] for each in found]
         if self._options.scale == "probability":
             return [None if reward is None else _expit(reward) for reward in rewards]

@@ -194,7 +194,7 @@ def test_what_happened_is_logged_where_the_trainer_takes_it(asynchronous: bool) 
         "rewards/taste/truncated_share": 0.25,
         "rewards/taste/posterior_std": 1.0,
     }
-    assert extra == {"user_state": ["adapted", "cold_start", "population", "adapted"]}
+    assert extra == {"taste/user_state": ["adapted", "cold_start", "population", "adapted"]}
 
 
 @KINDS
@@ -210,7 +210,7 @@ def test_without_an_answer_rewards_are_an_error_or_none(
     assert called(scorer, asynchronous, rows, timeout=1, on_failure="none") == [None, None]
 
     assert metrics["rewards/personal_reward/none_share"] == 1.0
-    assert extra == {"user_state": [None, None]}
+    assert extra == {"personal_reward/user_state": [None, None]}
     assert "a batch gets no rewards" in caplog.text
 
 

@@ -33,4 +33,4 @@ def test_each_row_gets_its_users_reward(api: httpx.Client, fresh_user: str) -> N
     assert texts == pytest.approx(expected, abs=1e-5)
     assert messages == pytest.approx(expected, abs=1e-5)
     assert texts[0] != texts[2] == texts[3]
-    assert states["user_state"] == ["adapted", "adapted", "cold_start", "population", "adapted"]
+    assert states["personal_reward/user_state"] == ["adapted", "adapted", "cold_start", "population", "adapted"]
