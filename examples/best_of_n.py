@@ -5,14 +5,15 @@ server 10 choices between answers to other prompts. Then everybody gets, of the 
 first, the one that the population's reward likes best, and the one that their own reward likes best; what they truly
 think of it is known.
 
-Usage: .venv/bin/python examples/best_of_n.py                      all four studies, a quarter of an hour on two cores
+Usage: .venv/bin/python examples/best_of_n.py                      all of it, twenty minutes on two busy cores
        .venv/bin/python examples/best_of_n.py --studies demo       SmolLM2's answers, the demo checkpoint: three minutes
-       .venv/bin/python examples/best_of_n.py --sample NEW.jsonl   with answers sampled anew: half an hour more
+       .venv/bin/python examples/best_of_n.py --sample NEW.jsonl   with answers sampled anew: a quarter of an hour more
 
 The studies: `demo`, the demo checkpoint on SmolLM2's answers; `onboarding`, the same, but people choose between answers
-as the checkpoint was trained on; `trained`, a checkpoint trained here on other people's choices, some of them between
-SmolLM2's answers to other prompts; `simulator`, the demo checkpoint where all answers are as it was trained on. A
-server is started for each; `--url` asks one that runs (not for `trained`). docs/rlhf/best-of-n.md tells what came out.
+as the checkpoint was trained on; `again`, that with other people and other prompts; `all`, with other people again and
+all these prompts; `trained`, a checkpoint trained here on other people's choices, some of them between SmolLM2's
+answers; `simulator`, the demo checkpoint where all answers are as it was trained on. A server is started for each;
+`--url` asks one that runs (not for `trained`). docs/rlhf/best-of-n.md tells what came out.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ from metareward_client import Client
 STUDIES = {
     "demo": "SmolLM2's answers, demo checkpoint",
     "onboarding": "SmolLM2's answers, demo checkpoint, pairs of simulated answers",
+    "again": "the same once more: other people, other prompts",
+    "all": "the same with all 48 prompts, other people again",
     "trained": "SmolLM2's answers, checkpoint trained on them",
     "simulator": "the simulator's answers, demo checkpoint",
 }
+OTHERS = {"onboarding": 0, "again": 1, "all": 2}
+"""Studies with pairs of simulated answers: what is added to the seed of their people."""
+
 SEEN_SEED = 1_000
 TIMEOUT_S = 600.0
 
@@ -61,9 +67,12 @@ def main() -> None:
     gains_file = arguments.folder / "gains.json"
     for name in arguments.studies:
         world = worlds.simulator() if name == "simulator" else worlds.smollm2(answers_file)
-        if name == "onboarding":
+        if name in OTHERS:
             world = replace(world, told_about=worlds.simulator().told_about)
-        people = draw_people(arguments.people, arguments.seed, world.told_about)
+        if name in {"again", "all"}:
+            others_judged = worlds.other_answers(answers_file)
+            world = replace(world, judged=others_judged if name == "again" else {**world.judged, **others_judged})
+        people = draw_people(arguments.people, arguments.seed + OTHERS.get(name, 0), world.told_about)
         checkpoint = None
         if name == "trained":
             answers = worlds.training_answers(answers_file)

@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 TOLD = 10
 """Pairs that the table is about."""
 
+BEST, RANDOM = "best of all (oracle)", "random answer"
+"""Between them lies what best-of-n can be worth."""
+
 _OTHERS = 1000
 
 
@@ -61,7 +64,7 @@ class Study:
     @property
     def limit(self) -> float:
         """Gain of the best answers over the population's reward."""
-        return gain(self.ways["best of all (oracle)"], self.ways["population's reward"]).mean
+        return gain(self.ways[BEST], self.ways["population's reward"]).mean
 
 
 def run(client: Client, world: World, people: People, name: str) -> Study:
@@ -82,7 +85,7 @@ def run(client: Client, world: World, people: People, name: str) -> Study:
         agreement(people, world.told_about),
         {
             "first answer": utilities_UPN[:, :, 0],
-            "random answer": utilities_UPN.mean(axis=2),
+            RANDOM: utilities_UPN.mean(axis=2),
             "population's reward": population_UP,
         },
     )
@@ -93,7 +96,7 @@ def run(client: Client, world: World, people: People, name: str) -> Study:
         got_by_pairs = {pairs: got(utilities_UPN, reward_UPN) for pairs, reward_UPN in own.items()}
         study.curves[title] = {pairs: gain(own_UP, population_UP) for pairs, own_UP in got_by_pairs.items()}
         study.ways[f"own reward, {TOLD} pairs {title}"] = got_by_pairs[TOLD]
-    study.ways["best of all (oracle)"] = utilities_UPN.max(axis=2)
+    study.ways[BEST] = utilities_UPN.max(axis=2)
 
     others = draw_people(_OTHERS, people.seed + 1_000_000, world.told_about)
     own_UPN, mean_PN = eyes_open(people, others, world.told_about, judged, TOLD)
@@ -122,7 +125,7 @@ def agreement(people: People, answers: Answers) -> float:
 
 def table(study: Study) -> str:
     """The study as Markdown."""
-    random_UP, oracle_UP = study.ways["random answer"], study.ways["best of all (oracle)"]
+    random_UP, oracle_UP = study.ways[RANDOM], study.ways[BEST]
     population_UP = study.ways["population's reward"]
     people, prompts = population_UP.shape
     lines = [

@@ -28,6 +28,11 @@ def smollm2(file: Path) -> World:
     return World(told_about, written(TEST_PROMPTS, ANSWERS, file, Sampling()))
 
 
+def other_answers(file: Path) -> dict[str, list[str]]:
+    """SmolLM2's answers to the prompts that are not for the test: one more test, where they play no other part."""
+    return written([*TRAINING_PROMPTS, *SUPPORT_PROMPTS], ANSWERS, file, Sampling())
+
+
 def training_answers(file: Path) -> dict[str, list[str]]:
     """What a checkpoint is trained on: SmolLM2's answers to twelve prompts, simulated ones to four times as many."""
     random = np.random.default_rng(_SEED)
