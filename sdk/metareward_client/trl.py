@@ -224,7 +224,13 @@ class _PersonalReward:
                     f"row {row} of the batch has no user in the column {self._options.user_column!r}: give it one, or "
                     "choose default_user or on_missing_user"
                 )
-            conversation, text = conversation_and_answer(prompt, completion)
+            try:
+                conversation, text = conversation_and_answer(prompt, completion)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"row {row} of the batch: {self._options.prompt_column or 'prompt'} and completion must each be a "
+                    "text or a list of messages with role and content"
+                ) from error
             group = groups.setdefault((user, hashable(conversation)), _Group(len(groups), user, conversation))
             places.append((group.index, len(group.texts)))
             group.texts.append(self._options.visible(text) if self._options.visible else text)

@@ -198,6 +198,17 @@ def test_what_happened_is_logged_where_the_trainer_takes_it(asynchronous: bool) 
 
 
 @KINDS
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [(None, "x"), ([1, 2], "x"), ([{"content": "p"}], "x"), ([{"role": "user", "content": ["p"]}], "x"), ("p", None)],
+)
+def test_a_row_that_says_nothing_is_named(asynchronous: bool, prompt: Any, completion: Any) -> None:
+    rows = batch(("ada", "p", "one"), ("ada", prompt, completion))
+    with pytest.raises(ValueError, match="row 1 of the batch: prompt and completion must each be a text or a list"):
+        called(Scorer(), asynchronous, rows)
+
+
+@KINDS
 @pytest.mark.parametrize(("status", "error"), [(503, Overloaded), (500, ServerError)])
 def test_without_an_answer_rewards_are_an_error_or_none(
     asynchronous: bool, status: int, error: type[MetarewardError], caplog: pytest.LogCaptureFixture
