@@ -5,7 +5,7 @@ server 10 choices between answers to other prompts. Then everybody gets, of the 
 first, the one that the population's reward likes best, and the one that their own reward likes best; what they truly
 think of it is known.
 
-Usage: .venv/bin/python examples/best_of_n.py                      all of it, twenty minutes on two busy cores
+Usage: .venv/bin/python examples/best_of_n.py                      all of it, a quarter of an hour, longer on busy cores
        .venv/bin/python examples/best_of_n.py --studies demo       SmolLM2's answers, the demo checkpoint: three minutes
        .venv/bin/python examples/best_of_n.py --sample NEW.jsonl   with answers sampled anew: a quarter of an hour more
 
