@@ -34,41 +34,6 @@ class LoadResult:
         return float(np.percentile(self.latencies_s, percent)) * 1e3
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, requests: list[bytes], latencies: list[float], finished: asyncio.Event) -> None:
-        self._requests = requests
-        self._latencies = latencies
-        self._finished = finished
-        self._buffer = b""
-        self._sent_at = 0.0
-        self.failures = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._send()
-
-    def _send(self) -> None:
-        if not self._requests:
-            self._transport.close()
-            self._finished.set()
-            return
-        self._sent_at = time.perf_counter()
-        self._transport.write(self._requests.pop())
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        length = answer_length(self._buffer)
-        if length is None or len(self._buffer) < length:
-            return
-        self._latencies.append(time.perf_counter() - self._sent_at)
-        self.failures += not self._buffer.startswith(b"HTTP/1.1 200")
-        self._buffer = b""
-        self._send()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._finished.set()
-
-
 class _Client(asyncio.Protocol):
     """Takes the next of the requests that all clients share; with `reconnect` on a connection of its own each."""
 
@@ -127,7 +92,8 @@ def run_clients(
         headers: More of them.
     """
     parts = urlsplit(url)
-    requests = deque(request_bytes(url, body, headers) for body in bodies)
+    prepared = {body: request_bytes(url, body, headers) for body in set(bodies)}
+    requests = deque(prepared[body] for body in bodies)
     latencies: list[float] = []
 
     async def client() -> int:
@@ -163,33 +129,7 @@ def request_bytes(url: str, body: bytes, headers: Mapping[str, str] | None = Non
 
 def run_load(url: str, bodies: Sequence[bytes], *, requests: int, connections: int) -> LoadResult:
     """Send `requests` POSTs, cycling through `bodies`, over `connections` at once."""
-    parts = urlsplit(url)
-    prepared = [request_bytes(url, body) for body in bodies]
-    shares: list[list[bytes]] = [[] for _ in range(connections)]
-    for i in range(requests):
-        shares[i % connections].append(prepared[i % len(prepared)])
-    latencies: list[float] = []
-
-    async def drive() -> LoadResult:
-        loop = asyncio.get_running_loop()
-        events, protocols = [], []
-        started = time.perf_counter()
-        for share in shares:
-            finished = asyncio.Event()
-            _, protocol = await loop.create_connection(
-                lambda share=share, finished=finished: _Connection(share, latencies, finished),  # type: ignore[misc]
-                parts.hostname,
-                parts.port,
-            )
-            events.append(finished)
-            protocols.append(protocol)
-        await asyncio.gather(*(event.wait() for event in events))
-        wall_s = time.perf_counter() - started
-        if len(latencies) != requests:
-            raise RuntimeError(f"{requests - len(latencies)} of {requests} requests were not answered")
-        return LoadResult(np.array(latencies), wall_s, sum(protocol.failures for protocol in protocols))
-
-    return uvloop.run(drive())
+    return run_clients(url, [bodies[i % len(bodies)] for i in range(requests)], clients=connections)
 
 
 class Caller:
