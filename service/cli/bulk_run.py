@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.api.schemas import USER_ID_PATTERN, USER_ID_RULE
-from service.cli.progress import LINE_EVERY_S, Flow, flow
+from service.cli.progress import LINE_EVERY_S, Flow, flow, three_digits
 from service.datasets.candidates import CandidateRules, Rejected, read_candidates, scored_line
 from service.datasets.jsonl import Choice, read_choices
 from service.datasets.line_source import LineSource, Mark
@@ -76,8 +76,8 @@ class Summary:
         told = [
             f"{output}: {counts['rows']} rows, {counts['texts']} texts, {counts['lines']} lines"
             + (f" ({states})" if states else ""),
-            f"this run: {rows} rows in {self.seconds:.1f} s, {rows / self.seconds:.3g} rows/s, "
-            f"{texts / self.seconds:.3g} texts/s",
+            f"this run: {rows} rows in {self.seconds:.1f} s, {three_digits(rows / self.seconds)} rows/s, "
+            f"{three_digits(texts / self.seconds)} texts/s",
         ]
         if counts["truncated"]:
             told.append(f"{counts['truncated']} texts were longer than the backbone reads, and were shortened")

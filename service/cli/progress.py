@@ -14,6 +14,11 @@ LINE_EVERY_S: Final = 10.0
 _LOOK_EVERY_S: Final = 0.2
 
 
+def three_digits(number: float) -> str:
+    """A figure of which three digits matter, without an exponent: 0.0123, 4.57, 15,000."""
+    return f"{number:.3g}" if number < 999.5 else f"{float(f'{number:.3g}'):,.0f}"
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """Say of work that was interrupted (Ctrl-C) how to go on.
@@ -66,7 +71,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], 
         if now - said >= LINE_EVERY_S or done == total:
             said = now
             rate = (done - before) / max(now - started, 1e-9)
-            left = f", {rate:.3g}/s, {(total - done) / rate:.0f} s left" if done < total else ""
+            left = f", {three_digits(rate)}/s, {(total - done) / rate:.0f} s left" if done < total else ""
             print(f"{title}: {done}/{total} after {now - started:.0f} s{left} {step}".rstrip(), file=sys.stderr)
 
     yield line
@@ -88,7 +93,9 @@ class Flow:
         if now - self._told >= self._every_s:
             self._told = now
             seconds = max(now - self._started, 1e-9)
-            self._tell(position, ", ".join(f"{count / seconds:.3g} {what}/s" for what, count in counts.items()))
+            self._tell(
+                position, ", ".join(f"{three_digits(count / seconds)} {what}/s" for what, count in counts.items())
+            )
 
 
 @contextmanager
