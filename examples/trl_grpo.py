@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+from statistics import fmean
 
 import torch
 from datasets import Dataset
@@ -114,7 +115,7 @@ def main() -> None:
                 num_generations=8,
                 max_completion_length=24 if options.model is None else 256,
                 learning_rate=1e-2 if options.model is None else 1e-6,
-                logging_steps=5,
+                logging_steps=1,
                 save_strategy="no",
                 report_to="none",
                 bf16=gpu,
@@ -128,7 +129,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         means = [log["rewards/personal_reward/mean"] for log in trainer.state.log_history if "loss" in log]
         print(f"{trainer.accelerator.num_processes} process(es), {trainer.state.global_step} steps")
-        print(f"mean personal reward: {means[0]:+.2f} at first, {means[-1]:+.2f} at the end")
+        first, last = fmean(means[:5]), fmean(means[-5:])
+        print(f"mean personal reward: {first:+.2f} in the first steps, {last:+.2f} in the last")
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ def test_the_documented_script_runs_as_it_stands(server: Server, tmp_path: Path)
 def test_the_example_trains_towards_the_people(server: Server, tmp_path: Path) -> None:
     printed = run(server, tmp_path, str(ROOT / "examples/trl_grpo.py"), "--steps", "20")
 
-    first, last = re.search(r"mean personal reward: (\S+) at first, (\S+) at the end", printed).groups()
+    first, last = re.search(r"mean personal reward: (\S+) in the first steps, (\S+) in the last", printed).groups()
     assert float(last) > float(first) + 0.3
 
 
 def test_the_example_trains_in_two_processes(server: Server, tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
-    printed = run(server, tmp_path, *launch, str(ROOT / "examples/trl_grpo.py"), "--steps", "5")
+    printed = run(server, tmp_path, *launch, str(ROOT / "examples/trl_grpo.py"), "--steps", "2")
 
-    assert "2 process(es), 5 steps" in printed
+    assert "2 process(es), 2 steps" in printed
