@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -46,6 +49,19 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def log_as_before() -> Iterator[None]:
+    """Whatever a test configures of the log of its process, the next ones find it as it was."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), sys.excepthook, threading.excepthook, sys.unraisablehook
+    yield
+    logging.captureWarnings(False)
+    level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = before
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+    for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(log_as_before: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
     """`metareward` in this process: starting Python and torch takes longest of all."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -7,9 +7,7 @@ import io
 import json
 import logging
 import socket
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,18 +24,11 @@ SECRET = "zyxsecretzyx"
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """A configured log; afterwards the test process logs as before."""
-    root = logging.getLogger()
-    before = root.level, list(root.handlers), sys.excepthook, threading.excepthook, sys.unraisablehook
+def stream(log_as_before: None) -> io.StringIO:
+    """A configured log."""
     stream = io.StringIO()
     configure_logging("info", "auto", stream)
-    yield stream
-    logging.captureWarnings(False)
-    level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = before
-    logging.basicConfig(level=level, handlers=handlers, force=True)
-    for name in ("service", "alembic", "asyncio", "httpcore", "httpx", "opentelemetry", "uvicorn", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    return stream
 
 
 def test_strangers_who_speak_no_http_do_not_fill_the_log(stream: io.StringIO) -> None:
