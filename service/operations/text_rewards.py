@@ -88,8 +88,11 @@ class TextRewards:
         base = await served.base_rewards.complete(looked_up)
         rewards_B = np.empty(len(texts))
         std_B: Vector | None = np.empty(len(texts))
-        for user_id, user in resolved.items():
-            theirs = [i for i, wanted in enumerate(user_ids) if wanted == user_id] if len(resolved) > 1 else slice(None)
+        texts_of: dict[str | None, list[int]] = {}
+        for i, user_id in enumerate(user_ids):
+            texts_of.setdefault(user_id, []).append(i)
+        for user_id, theirs in texts_of.items():
+            user = resolved[user_id]
             base_rewards_BK = base.rewards_BK[theirs]
             rewards_B[theirs] = rewards(base_rewards_BK, user.state)
             deviations_B = reward_std(base_rewards_BK, user.state)
