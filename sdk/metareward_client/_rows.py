@@ -1,4 +1,4 @@
-"""What a row of a data set says: for whom it is, what was asked and what was answered, in the shapes of trainers."""
+"""Rows in the shapes of trainers: for whom one is, what was asked and what was answered, and how a reward is scaled."""
 
 from __future__ import annotations
 
@@ -83,3 +83,8 @@ def hashable(conversation: Conversation) -> Hashable:
     if isinstance(conversation, str):
         return conversation
     return tuple((message["role"], message["content"]) for message in conversation)
+
+
+def average_probability(reward: float) -> float:
+    """The probability that the user prefers a text of this reward to the average text of the training data."""
+    return 1 / (1 + math.exp(-reward)) if reward >= 0 else math.exp(reward) / (1 + math.exp(reward))

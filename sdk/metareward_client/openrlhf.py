@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from metareward_client._call import Call, reader
-from metareward_client._rows import Conversation, conversation_and_answer, user_id_of
+from metareward_client._rows import Conversation, average_probability, conversation_and_answer, user_id_of
 from metareward_client._shared import shared_client
 from metareward_client.answers import Score
 from metareward_client.errors import TemporaryError
@@ -119,7 +119,7 @@ class RewardFunction:
             logs.append(_LOGS | {name: value for name, value in log.items() if name in _LOGS})
         return {
             "rewards": rewards,
-            "scores": [_expit(reward) for reward in rewards],
+            "scores": [average_probability(reward) for reward in rewards],
             "extra_logs": {name: [log[name] for log in logs] for name in _LOGS} if logs else {},
         }
 
@@ -192,7 +192,3 @@ def _said(label: Any) -> tuple[str | None, Conversation | None]:
 def _logged(scored: Score) -> dict[str, float]:
     logged = {"truncated": float(bool(scored.truncated)), scored.user_state: 1.0}
     return logged if scored.reward_std is None else logged | {"reward_std": scored.reward_std[0]}
-
-
-def _expit(reward: float) -> float:
-    return 1 / (1 + math.exp(-reward)) if reward >= 0 else math.exp(reward) / (1 + math.exp(reward))

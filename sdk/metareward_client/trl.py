@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args, overload
 
 from metareward_client import AsyncClient, Client, FieldError, MetarewardError, RequestError, Score, ScoreItem
-from metareward_client._rows import Conversation, conversation_and_answer, hashable, user_id_of
+from metareward_client._rows import Conversation, average_probability, conversation_and_answer, hashable, user_id_of
 
 OnMissingUser: TypeAlias = Literal["population", "none", "error"]
 OnFailure: TypeAlias = Literal["raise", "none"]
@@ -294,7 +294,7 @@ class _PersonalReward:
             log_extra(f"{self.__name__}/user_state", [None if each is None else each[0].user_state for each in found])
         rewards = [None if each is None else each[0].rewards[each[1]] for each in found]
         if self._options.scale == "probability":
-            return [None if reward is None else _expit(reward) for reward in rewards]
+            return [None if reward is None else average_probability(reward) for reward in rewards]
         return rewards
 
 
@@ -373,10 +373,6 @@ def _column(columns: Mapping[str, Any], name: str, option: str) -> Sequence[Any]
         )
     values: Sequence[Any] = columns[name]
     return values
-
-
-def _expit(reward: float) -> float:
-    return 1 / (1 + math.exp(-reward)) if reward >= 0 else math.exp(reward) / (1 + math.exp(reward))
 
 
 def _shares(scored: Sequence[tuple[Score, int]]) -> dict[str, float]:
